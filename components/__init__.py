@@ -1,0 +1,1 @@
+"""The four steps of a pipeline (ingest, search, train, evaluate) and the dataset formats."""

@@ -1,0 +1,1 @@
+"""Everything that touches torch: architectures, the builder, training, search methods."""

@@ -1,0 +1,44 @@
+"""Training settings: one typed set for searches, found models and hand-made baselines alike."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["auto", "fp32", "bf16"]
+TableOptimizer = Literal["auto", "adam", "lazy_adam"]
+
+
+class TrainSettings(BaseModel):
+    """How one candidate is trained. Every value may be tuned beside the architecture (see `TuneSettings`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(4096, ge=1, description="rows per optimizer step, over all processes")
+    epochs: int = Field(20, ge=1, description="most passes over the training rows")
+    patience: int = Field(2, ge=1, description="epochs without a better validation metric before training stops")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's rate for all weights outside tables")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty on weights outside tables")
+    table_optimizer: TableOptimizer = Field(
+        "auto", description="adam: dense; lazy_adam: touched rows only; auto: by the size of the table"
+    )
+    table_learning_rate: float | None = Field(None, gt=0, description="rate for tables; the learning_rate if not set")
+    table_l2: float = Field(1e-5, ge=0, description="L2 penalty on embedding tables")
+    table_init: float = Field(0.01, gt=0, description="standard deviation of fresh table rows")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the running mean of the weights that is evaluated and kept (0: off)"
+    )
+    precision: Precision = Field("auto", description="number format of the matrix products")
+
+
+class TuneSettings(BaseModel):
+    """Values of training settings that a search tries, for found and hand-made models alike; [] keeps the set value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    learning_rate: list[float] = Field(default=[1e-3], description="choices for learning_rate")
+    weight_decay: list[float] = Field(default=[], description="choices for weight_decay")
+    table_learning_rate: list[float] = Field(default=[], description="choices for table_learning_rate")
+    table_l2: list[float] = Field(default=[1e-5, 1e-4, 1e-3], description="choices for table_l2")
+    table_init: list[float] = Field(default=[], description="choices for table_init")
+    average: list[float] = Field(default=[], description="choices for average")
+    batch_size: list[int] = Field(default=[], description="choices for batch_size")
