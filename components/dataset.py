@@ -1,0 +1,169 @@
+"""`dataset:` of a pipeline file: where the rows are, what they mean, and how they are split.
+
+Light on purpose (pydantic only): validating a file must not load a data library.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from trainer.schema import FieldKind, Task, Transform
+
+FormatName = Literal["movielens", "netflix", "criteo", "avazu", "libfm", "sequence", "csv", "parquet", "planted"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelSpec(_Settings):
+    """What is predicted."""
+
+    column: str | None = Field(None, description="column of the label; known for every format but csv and parquet")
+    threshold: float | None = Field(None, description="ctr: the label is 1 where the column is at least this value")
+
+
+class FieldSpec(_Settings):
+    """Settings of one input field; what is not set follows the format or is inferred."""
+
+    kind: FieldKind | None = Field(None, description="what the column holds")
+    transform: Transform | None = Field(
+        None, description="numeric: log is sign(x) log(1 + |x|); log_sq is floor(log(x)^2) where x > 2"
+    )
+    min_count: int | None = Field(None, ge=1, description="categorical: rarer values in training rows are unknown")
+    hash_buckets: int | None = Field(None, ge=1, description="categorical: hash into this many ids, no vocabulary")
+    of: str | None = Field(None, description="sequence: the categorical field whose values it holds")
+    max_len: int = Field(50, ge=1, description="sequence: only the newest values are kept")
+    separator: str = Field("|", min_length=1, description="sequence read from a text column: between two values")
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "FieldSpec":
+        if self.kind == "sequence" and self.of is None:
+            raise ValueError("a sequence needs 'of': the field whose values it holds")
+        if self.kind not in (None, "numeric") and self.transform is not None:
+            raise ValueError("'transform' is for numeric fields")
+        if self.kind not in (None, "categorical") and (self.min_count or self.hash_buckets):
+            raise ValueError("'min_count' and 'hash_buckets' are for categorical fields")
+        return self
+
+
+class SplitSpec(_Settings):
+    """How rows are divided into train, valid and test."""
+
+    by: Literal["random", "time", "leave_last_out", "files"] = Field(
+        "random",
+        description="random; time: oldest rows train, newest test; leave_last_out: of each group (user) the last row"
+        " is test and the one before it valid; files: the source is train, `test` and `valid` are given",
+    )
+    ratios: list[float] = Field(default=[8, 1, 1], min_length=3, max_length=3, description="train, valid, test")
+    stratify: bool = Field(True, description="random: the same share of every label value in every split")
+    seed: int = Field(2026, ge=0, description="of the random split and of drawn negatives")
+    valid: str | None = Field(None, description="files: URL of the validation rows; drawn from the source if not set")
+    test: str | None = Field(None, description="files: URL of the test rows")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "SplitSpec":
+        if min(self.ratios) <= 0:
+            raise ValueError("'ratios' must be three positive numbers, such as [8, 1, 1]")
+        if self.by == "files" and self.test is None:
+            raise ValueError("by: files needs 'test': the URL of the test rows")
+        if self.by != "files" and (self.valid or self.test):
+            raise ValueError("'valid' and 'test' are for by: files")
+        return self
+
+
+class PlantedField(_Settings):
+    """One field of the generated rows: categorical with a cardinality, else numeric (standard normal)."""
+
+    cardinality: int | None = Field(None, ge=2, description="number of categories; numeric if not set")
+    zipf: float = Field(0.0, ge=0, description="category k is drawn in proportion to k^-zipf; 0: uniformly")
+    effect: float = Field(0.0, ge=0, description="standard deviation of the field's own share of the score")
+    missing: float = Field(0.0, ge=0, lt=1, description="share of values left out (their share of the score is 0)")
+
+
+class PlantedInteraction(_Settings):
+    """One product of hidden vectors: sum over d of the product over the fields of v[field][d]."""
+
+    fields: list[str] = Field(min_length=2, max_length=3, description="a pair or a triple of fields")
+    rank: int = Field(4, ge=1, description="length of the hidden vectors")
+    strength: float = Field(1.0, gt=0, description="standard deviation of its share of the score")
+
+
+class PlantedSpec(_Settings):
+    """The known architecture that `planted` rows are drawn from: score = own effects + interactions."""
+
+    rows: int = Field(100_000, ge=100, description="rows to generate")
+    seed: int = Field(2026, ge=0, description="of hidden weights and rows")
+    fields: dict[str, PlantedField] = Field(min_length=1, description="fields by name; one without effect is noise")
+    interactions: list[PlantedInteraction] = Field(default=[], description="which fields interact")
+    mean: float = Field(0.3, description="ctr: share of clicks; rating: mean rating")
+    noise: float = Field(
+        0.0, ge=0, description="ctr: share of rows (below 1) clicked blindly; rating: deviation of what is added"
+    )
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> "PlantedSpec":
+        for interaction in self.interactions:
+            for name in interaction.fields:
+                if name not in self.fields:
+                    raise ValueError(f"interaction {interaction.fields}: there is no field {name!r} in 'fields'")
+        return self
+
+
+class DatasetSpec(_Settings):
+    """The rows a pipeline learns from.
+
+    Credentials never stand here: storage libraries read them from the environment.
+    """
+
+    source: str | None = Field(
+        None, description="URL of the rows (file, s3, gs, http, ...); netflix: a folder or a pattern"
+    )
+    format: FormatName = Field(description="the layout of the files, gzip or not; planted: generated rows")
+    task: Task = Field("ctr", description="ctr: log loss on a 0/1 label; rating: squared error")
+    label: LabelSpec = Field(default=LabelSpec(), description="what is predicted")
+    fields: dict[str, FieldSpec] = Field(default={}, description="settings by field; a sequence may be added here")
+    select: list[str] = Field(default=[], description="only these fields; all if empty")
+    drop: list[str] = Field(default=[], description="all fields but these")
+    min_count: int = Field(1, ge=1, description="min_count of categorical fields that do not set their own")
+    time: str | None = Field(None, description="column that orders the rows (a number or an ISO date)")
+    group: str | None = Field(None, description="column that groups the rows, the user: histories, GAUC")
+    split: SplitSpec = Field(default=SplitSpec(), description="train, valid and test")
+    max_rejected: float = Field(0.01, ge=0, le=1, description="largest share of bad rows before ingest fails")
+    delimiter: str | None = Field(None, min_length=1, description="csv: between columns; found out if not set")
+    columns: list[str] = Field(default=[], description="csv: names of the columns of a file without header line")
+    negatives: int | None = Field(
+        None, ge=1, description="sequence: items drawn per event that the user never chose, label 0; 1 if not set"
+    )
+    planted: PlantedSpec | None = Field(None, description="format planted: what to generate")
+
+    @model_validator(mode="after")
+    def _fits_its_format(self) -> "DatasetSpec":
+        if self.format == "planted":
+            if self.planted is None:
+                raise ValueError("format: planted needs 'planted': what to generate")
+            self._check_planted(self.planted)
+        elif self.source is None:
+            raise ValueError("'source' is missing: the URL of the rows")
+        self._check_format_keys()
+        if self.task == "rating" and self.label.threshold is not None:
+            raise ValueError("'label.threshold' makes clicks out of ratings: use it with task: ctr")
+        if self.select and self.drop:
+            raise ValueError("give 'select' or 'drop', not both")
+        return self
+
+    def _check_planted(self, planted: PlantedSpec) -> None:
+        if self.split.by != "random":
+            raise ValueError("planted rows have no time, group or files: use split.by: random")
+        if self.task == "ctr" and not (0 < planted.mean < 1 and planted.noise < 1):
+            raise ValueError("planted clicks need a mean between 0 and 1 and noise below 1")
+
+    def _check_format_keys(self) -> None:
+        if self.planted is not None and self.format != "planted":
+            raise ValueError("'planted' is for format: planted")
+        if self.negatives is not None and self.format != "sequence":
+            raise ValueError("'negatives' is for format: sequence")
+        if (self.delimiter or self.columns) and self.format != "csv":
+            raise ValueError("'delimiter' and 'columns' are for format: csv")
+        if self.format == "sequence" and (self.task != "ctr" or self.label != LabelSpec()):
+            raise ValueError("a sequence file has no labels: use task: ctr without 'label'")
