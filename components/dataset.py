@@ -19,22 +19,32 @@ class _Settings(BaseModel):
 class LabelSpec(_Settings):
     """What is predicted."""
 
-    column: str | None = Field(None, description="column of the label; known for every format but csv and parquet")
-    threshold: float | None = Field(None, description="ctr: the label is 1 where the column is at least this value")
+    column: str | None = Field(
+        default=None, description="column of the label; known for every format but csv and parquet"
+    )
+    threshold: float | None = Field(
+        default=None, description="ctr: the label is 1 where the column is at least this value"
+    )
 
 
 class FieldSpec(_Settings):
     """Settings of one input field; what is not set follows the format or is inferred."""
 
-    kind: FieldKind | None = Field(None, description="what the column holds")
+    kind: FieldKind | None = Field(default=None, description="what the column holds")
     transform: Transform | None = Field(
-        None, description="numeric: log is sign(x) log(1 + |x|); log_sq is floor(log(x)^2) where x > 2"
+        default=None, description="numeric: log is sign(x) log(1 + |x|); log_sq is floor(log(x)^2) where x > 2"
     )
-    min_count: int | None = Field(None, ge=1, description="categorical: rarer values in training rows are unknown")
-    hash_buckets: int | None = Field(None, ge=1, description="categorical: hash into this many ids, no vocabulary")
-    of: str | None = Field(None, description="sequence: the categorical field whose values it holds")
-    max_len: int = Field(50, ge=1, description="sequence: only the newest values are kept")
-    separator: str = Field("|", min_length=1, description="sequence read from a text column: between two values")
+    min_count: int | None = Field(
+        default=None, ge=1, description="categorical: rarer values in training rows are unknown"
+    )
+    hash_buckets: int | None = Field(
+        default=None, ge=1, description="categorical: hash into this many ids, no vocabulary"
+    )
+    of: str | None = Field(default=None, description="sequence: the categorical field whose values it holds")
+    max_len: int = Field(default=50, ge=1, description="sequence: only the newest values are kept")
+    separator: str = Field(
+        default="|", min_length=1, description="sequence read from a text column: between two values"
+    )
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "FieldSpec":
@@ -51,15 +61,17 @@ class SplitSpec(_Settings):
     """How rows are divided into train, valid and test."""
 
     by: Literal["random", "time", "leave_last_out", "files"] = Field(
-        "random",
+        default="random",
         description="random; time: oldest rows train, newest test; leave_last_out: of each group (user) the last row"
         " is test and the one before it valid; files: the source is train, `test` and `valid` are given",
     )
     ratios: list[float] = Field(default=[8, 1, 1], min_length=3, max_length=3, description="train, valid, test")
-    stratify: bool = Field(True, description="random: the same share of every label value in every split")
-    seed: int = Field(2026, ge=0, description="of the random split and of drawn negatives")
-    valid: str | None = Field(None, description="files: URL of the validation rows; drawn from the source if not set")
-    test: str | None = Field(None, description="files: URL of the test rows")
+    stratify: bool = Field(default=True, description="random: the same share of every label value in every split")
+    seed: int = Field(default=2026, ge=0, description="of the random split and of drawn negatives")
+    valid: str | None = Field(
+        default=None, description="files: URL of the validation rows; drawn from the source if not set"
+    )
+    test: str | None = Field(default=None, description="files: URL of the test rows")
 
     @model_validator(mode="after")
     def _is_complete(self) -> "SplitSpec":
@@ -75,30 +87,34 @@ class SplitSpec(_Settings):
 class PlantedField(_Settings):
     """One field of the generated rows: categorical with a cardinality, else numeric (standard normal)."""
 
-    cardinality: int | None = Field(None, ge=2, description="number of categories; numeric if not set")
-    zipf: float = Field(0.0, ge=0, description="category k is drawn in proportion to k^-zipf; 0: uniformly")
-    effect: float = Field(0.0, ge=0, description="standard deviation of the field's own share of the score")
-    missing: float = Field(0.0, ge=0, lt=1, description="share of values left out (their share of the score is 0)")
+    cardinality: int | None = Field(default=None, ge=2, description="number of categories; numeric if not set")
+    zipf: float = Field(default=0.0, ge=0, description="category k is drawn in proportion to k^-zipf; 0: uniformly")
+    effect: float = Field(default=0.0, ge=0, description="standard deviation of the field's own share of the score")
+    missing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of values left out (their share of the score is 0)"
+    )
 
 
 class PlantedInteraction(_Settings):
     """One product of hidden vectors: sum over d of the product over the fields of v[field][d]."""
 
     fields: list[str] = Field(min_length=2, max_length=3, description="a pair or a triple of fields")
-    rank: int = Field(4, ge=1, description="length of the hidden vectors")
-    strength: float = Field(1.0, gt=0, description="standard deviation of its share of the score")
+    rank: int = Field(default=4, ge=1, description="length of the hidden vectors")
+    strength: float = Field(default=1.0, gt=0, description="standard deviation of its share of the score")
 
 
 class PlantedSpec(_Settings):
     """The known architecture that `planted` rows are drawn from: score = own effects + interactions."""
 
-    rows: int = Field(100_000, ge=100, description="rows to generate")
-    seed: int = Field(2026, ge=0, description="of hidden weights and rows")
+    rows: int = Field(default=100_000, ge=100, description="rows to generate")
+    seed: int = Field(default=2026, ge=0, description="of hidden weights and rows")
     fields: dict[str, PlantedField] = Field(min_length=1, description="fields by name; one without effect is noise")
     interactions: list[PlantedInteraction] = Field(default=[], description="which fields interact")
-    mean: float = Field(0.3, description="ctr: share of clicks; rating: mean rating")
+    mean: float = Field(default=0.3, description="ctr: share of clicks; rating: mean rating")
     noise: float = Field(
-        0.0, ge=0, description="ctr: share of rows (below 1) clicked blindly; rating: deviation of what is added"
+        default=0.0,
+        ge=0,
+        description="ctr: share of rows (below 1) clicked blindly; rating: deviation of what is added",
     )
 
     @model_validator(mode="after")
@@ -117,25 +133,27 @@ class DatasetSpec(_Settings):
     """
 
     source: str | None = Field(
-        None, description="URL of the rows (file, s3, gs, http, ...); netflix: a folder or a pattern"
+        default=None, description="URL of the rows (file, s3, gs, http, ...); netflix: a folder or a pattern"
     )
     format: FormatName = Field(description="the layout of the files, gzip or not; planted: generated rows")
-    task: Task = Field("ctr", description="ctr: log loss on a 0/1 label; rating: squared error")
+    task: Task = Field(default="ctr", description="ctr: log loss on a 0/1 label; rating: squared error")
     label: LabelSpec = Field(default=LabelSpec(), description="what is predicted")
     fields: dict[str, FieldSpec] = Field(default={}, description="settings by field; a sequence may be added here")
     select: list[str] = Field(default=[], description="only these fields; all if empty")
     drop: list[str] = Field(default=[], description="all fields but these")
-    min_count: int = Field(1, ge=1, description="min_count of categorical fields that do not set their own")
-    time: str | None = Field(None, description="column that orders the rows (a number or an ISO date)")
-    group: str | None = Field(None, description="column that groups the rows, the user: histories, GAUC")
+    min_count: int = Field(default=1, ge=1, description="min_count of categorical fields that do not set their own")
+    time: str | None = Field(default=None, description="column that orders the rows (a number or an ISO date)")
+    group: str | None = Field(default=None, description="column that groups the rows, the user: histories, GAUC")
     split: SplitSpec = Field(default=SplitSpec(), description="train, valid and test")
-    max_rejected: float = Field(0.01, ge=0, le=1, description="largest share of bad rows before ingest fails")
-    delimiter: str | None = Field(None, min_length=1, description="csv: between columns; found out if not set")
+    max_rejected: float = Field(default=0.01, ge=0, le=1, description="largest share of bad rows before ingest fails")
+    delimiter: str | None = Field(default=None, min_length=1, description="csv: between columns; found out if not set")
     columns: list[str] = Field(default=[], description="csv: names of the columns of a file without header line")
     negatives: int | None = Field(
-        None, ge=1, description="sequence: items drawn per event that the user never chose, label 0; 1 if not set"
+        default=None,
+        ge=1,
+        description="sequence: items drawn per event that the user never chose, label 0; 1 if not set",
     )
-    planted: PlantedSpec | None = Field(None, description="format planted: what to generate")
+    planted: PlantedSpec | None = Field(default=None, description="format planted: what to generate")
 
     @model_validator(mode="after")
     def _fits_its_format(self) -> "DatasetSpec":
