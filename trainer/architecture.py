@@ -1,0 +1,527 @@
+"""The one description of a recommender model: pure data that every search emits and that the one builder builds.
+
+An architecture names the fields of a dataset, encodes them into *views* (one embedding per field), connects views by
+*nodes* (interactions, layers), and ends in a *head* that makes one number per row. Sizes only, never weights: a
+description fixes the shape of every parameter. `trainer.shapes` infers shapes and counts parameters without torch;
+`trainer.build` makes the module.
+
+References, as used by nodes and by the head: `view` (all fields of a view), `view.field` (one of them), or a node's id.
+
+Kinds of values between nodes (B rows):
+
+- V: (B, n), one vector per row; with n = 1 a logit.
+- F: (B, M, d), one vector for each of M fields. The widths may differ until an op aligns them.
+- Q: (B, T, d) with a mask of valid steps: a sequence.
+- P: (B, M, M - 1, d), one vector per field and partner field: what `ffm` takes.
+
+This module and `trainer.shapes` import no torch, so that a description can be checked where torch is not installed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from trainer.errors import UserError
+from trainer.schema import DatasetSchema, FieldKind, Task
+
+Align = Literal["lift", "min", "pad"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "identity"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class ArchitectureError(UserError):
+    """A description that cannot be built. The message names the node, view or field that is wrong."""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class FieldSpec(_Data):
+    """One field of the dataset, as far as a model must know it (see `trainer.schema.Field`)."""
+
+    kind: FieldKind
+    cardinality: int = 0
+    missing: bool = False
+    of: str | None = None
+    max_len: int = 0
+
+
+class TableEncoder(_Data):
+    """One learned row of `dim` numbers per category (categorical), or per step (sequence)."""
+
+    kind: Literal["table"] = "table"
+    dim: PositiveInt
+
+
+class ScaleEncoder(_Data):
+    """Numeric: value times a learned vector; a second learned vector stands for a missing value if there are any."""
+
+    kind: Literal["scale"] = "scale"
+    dim: PositiveInt
+
+
+class RawEncoder(_Data):
+    """Numeric: the value itself, missing as 0, and a column that marks it if there are any. Makes the view a V."""
+
+    kind: Literal["raw"] = "raw"
+
+
+class ShareEncoder(_Data):
+    """Sequence: the table that the field it is `of` has in another view."""
+
+    kind: Literal["share"] = "share"
+    view: Name
+
+
+class PairsTableEncoder(_Data):
+    """Field-aware: one vector of `dim` numbers per category (or a scaled one per numeric field) and partner field."""
+
+    kind: Literal["pairs_table"] = "pairs_table"
+    dim: PositiveInt
+
+
+Encoder = Annotated[
+    TableEncoder | ScaleEncoder | RawEncoder | ShareEncoder | PairsTableEncoder, Field(discriminator="kind")
+]
+
+
+class View(_Data):
+    """One embedding of some fields. A field may be encoded in several views.
+
+    `align` brings encoders of unequal dims to one width: `lift` and `pad` to `width` (the widest if not set), `min`
+    to the narrowest. A view with a sequence field holds nothing else and is a Q; one with a raw encoder is a V;
+    field-aware encoders make a P; all others an F.
+    """
+
+    encoders: dict[str, Encoder] = Field(min_length=1)
+    align: Align | None = None
+    width: PositiveInt | None = None
+
+
+class _Op(_Data):
+    id: Name
+    inputs: tuple[str, ...] = Field(alias="in", min_length=1)
+
+
+class _FieldsOp(_Op):
+    """An op on fields: an F input gives its M fields, a V input one field.
+
+    Unequal widths need a rule. `dim` set: every field of another width passes its own bias-free linear map to `dim`.
+    `align: min`: the same to the least width. `align: pad`: zeros up to the greatest width.
+    """
+
+    align: Align | None = None
+    dim: PositiveInt | None = None
+
+
+class Concat(_Op):
+    """All inputs flattened, side by side. V."""
+
+    op: Literal["concat"] = "concat"
+
+
+class Inner(_FieldsOp):
+    """Sum over coordinates of the product over fields: V(1). With two fields the inner product (AutoRec section 2)."""
+
+    op: Literal["inner"] = "inner"
+
+
+class Elementwise(_FieldsOp):
+    """One operation over the fields, coordinate by coordinate: V(d)."""
+
+    op: Literal["elementwise"] = "elementwise"
+    kind: Literal["sum", "average", "multiply", "max", "min"]
+
+
+class FM(_FieldsOp):
+    """Sum of the inner products of all pairs of fields: V(1) (Rendle 2010)."""
+
+    op: Literal["fm"] = "fm"
+
+
+class Attention(_Data):
+    """Pair weights by a softmax over pairs of h·relu(W(a*b) + c) with `attention` hidden units (AFM, Xiao 2017)."""
+
+    attention: PositiveInt
+
+
+class Pairs(_FieldsOp):
+    """Weighted products of pairs of fields.
+
+    `keep` lists pairs by field name (or by node id). `weight`: one, a learned scalar per pair (FwFM, Pan 2018), or
+    attention. `out`: `sum` of the inner products, V(1); `vector`, the sum of the elementwise products, V(d);
+    `linear`, that vector through a bias-free linear map, V(1).
+    """
+
+    op: Literal["pairs"] = "pairs"
+    keep: Literal["all"] | tuple[tuple[str, str], ...] = "all"
+    weight: Literal["one", "scalar"] | Attention = "one"
+    out: Literal["sum", "linear", "vector"] = "sum"
+
+
+class FFM(_Op):
+    """Field-aware pairs: each field meets a partner with the vector it keeps for that partner: V(1) (Juan 2016)."""
+
+    op: Literal["ffm"] = "ffm"
+
+
+class Dot(_FieldsOp):
+    """The inner product of every pair of fields (with itself too: `full`): V(pairs) (DLRM, Naumov 2019)."""
+
+    op: Literal["dot"] = "dot"
+    triangle: Literal["strict", "full"] = "strict"
+
+
+class Cross(_Op):
+    """Layers x0 * f(x) + x on the flattened inputs: f gives one number per row (DCN) or a full map (`matrix`, DCNv2)."""
+
+    op: Literal["cross"] = "cross"
+    layers: PositiveInt
+    kind: Literal["vector", "matrix"] = "vector"
+
+
+class MHA(_Op):
+    """Self-attention between fields: F(M, heads * dim) (AutoInt, Song 2019).
+
+    `width`: every field of another width passes its own bias-free linear map to `width` first. `align` as in other
+    ops on fields.
+    """
+
+    op: Literal["mha"] = "mha"
+    dim: PositiveInt
+    heads: PositiveInt = 2
+    layers: PositiveInt = 1
+    residual: bool = True
+    width: PositiveInt | None = None
+    align: Align | None = None
+
+
+class MLP(_Op):
+    """Layers of linear, normalisation, activation, dropout on the flattened inputs: V(units[-1])."""
+
+    op: Literal["mlp"] = "mlp"
+    units: tuple[PositiveInt, ...] = Field(min_length=1)
+    activation: Activation = "relu"
+    norm: Literal["none", "batch"] = "none"
+    dropout: Dropout = 0.0
+
+
+class Pool(_Op):
+    """Mean, sum or maximum over the valid steps of a sequence: V(d); an empty sequence gives zeros."""
+
+    op: Literal["pool"] = "pool"
+    kind: Literal["mean", "sum", "max"] = "mean"
+
+
+class GRU(_Op):
+    """A gated recurrent unit's state after the last valid step: V(hidden) (GRU4Rec, Hidasi 2016)."""
+
+    op: Literal["gru"] = "gru"
+    hidden: PositiveInt
+
+
+class Transformer(_Op):
+    """Causal self-attention blocks over a sequence, with learned positions: Q(d) (SASRec, Kang 2018)."""
+
+    op: Literal["transformer"] = "transformer"
+    layers: PositiveInt = 1
+    heads: PositiveInt = 1
+    dropout: Dropout = 0.0
+
+
+class Last(_Op):
+    """The last valid step of a sequence: V(d); an empty sequence gives zeros."""
+
+    op: Literal["last"] = "last"
+
+
+class TargetAttention(_Op):
+    """The first input, a sequence, summed with weights from an MLP on each step and the second, the target: V(d) (DIN).
+
+    The target is a V as wide as a step. Weights are not normalised (Zhou 2018, section 4.3).
+    """
+
+    op: Literal["target_attention"] = "target_attention"
+    units: tuple[PositiveInt, ...] = Field(default=(32,), min_length=1)
+
+
+Node = Annotated[
+    Concat
+    | Inner
+    | Elementwise
+    | FM
+    | Pairs
+    | FFM
+    | Dot
+    | Cross
+    | MHA
+    | MLP
+    | Pool
+    | GRU
+    | Transformer
+    | Last
+    | TargetAttention,
+    Field(discriminator="op"),
+]
+FieldsNode = Inner | Elementwise | FM | Pairs | Dot | MHA
+"""Ops that collect fields and may align their widths."""
+
+
+class Head(_Data):
+    """The one number per row.
+
+    `linear`: all inputs flattened, through one linear map. `sum`: the inputs are added. There an F of width-1 fields
+    (first-order weights) counts as the sum of its fields, and any other input wider than 1 passes its own bias-free
+    linear map to 1 first.
+    """
+
+    mode: Literal["sum", "linear"]
+    inputs: tuple[str, ...] = Field(alias="in", min_length=1)
+    bias: bool = True
+
+
+class Architecture(_Data):
+    """A whole model. Build it with `from_dict`, which reports every mistake in its form as an `ArchitectureError`.
+
+    `fields` holds all fields of the dataset in the order of its schema, used or not: it is the order of the columns of
+    a batch. Nodes stand in an order in which each uses only nodes above it.
+    """
+
+    version: Literal[1] = 1
+    task: Task
+    fields: dict[str, FieldSpec]
+    views: dict[Name, View]
+    nodes: tuple[Node, ...] = ()
+    head: Head
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> "Architecture":
+        """The architecture that `data` describes, shapes not yet checked (see `trainer.shapes.infer`).
+
+        Raises ArchitectureError for a wrong form, an unknown reference, or a node that uses one below it.
+        """
+        try:
+            architecture = Architecture.model_validate(data)
+        except ValidationError as error:
+            raise ArchitectureError(_form_message(data, error)) from None
+        _check_references(architecture)
+        return architecture
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, every default shown; `from_dict` reads it back."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical form: equal for descriptions of the same model whatever their names, the
+        order of keys, of fields and of inputs that may be swapped, and whatever parts the head does not reach.
+        """
+        text = json.dumps(_canonical(self.live()), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def live(self) -> "Architecture":
+        """This architecture without nodes, views and encoders that the head does not reach. Fields all stay."""
+        used = _reached(self)
+        nodes = tuple(node for node in self.nodes if node.id in used)
+        return self.model_copy(update={"nodes": nodes, "views": _live_views(self, used)})
+
+    def resolve(self, ref: str) -> tuple[str, str | None]:
+        """(view, field) or (view, None) for a reference to a view, (node id, None) for one to a node."""
+        view, dot, field = ref.partition(".")
+        return (view, field) if dot else (ref, None)
+
+
+def fields_of(schema: DatasetSchema) -> dict[str, dict[str, Any]]:
+    """The `fields` part of every architecture for this dataset."""
+    names = FieldSpec.model_fields
+    return {
+        field.name: FieldSpec(**{name: getattr(field, name) for name in names}).model_dump() for field in schema.fields
+    }
+
+
+# ---- form -----------------------------------------------------------------------------------------------------------
+
+
+def _form_message(data: dict[str, Any], error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    if len(where) > 1 and where[0] == "nodes":
+        node = data["nodes"][int(where[1])]
+        name = node.get("id", where[1]) if isinstance(node, dict) else where[1]
+        # The union's tag (the op) stands between the index and the key.
+        where = [f"node '{name}'", *where[3:]]
+    return f"architecture: {'.'.join(where)}: {first['msg'].lower()}"
+
+
+def _check_references(architecture: Architecture) -> None:
+    for name, view in architecture.views.items():
+        _check_encoders(architecture, name, view)
+    known = set(architecture.views)
+    for node in architecture.nodes:
+        for ref in node.inputs:
+            _check_reference(architecture, f"node '{node.id}'", ref, known)
+        if node.id in known:
+            raise ArchitectureError(f"node '{node.id}': the name is taken; give every node and view its own")
+        known.add(node.id)
+    for ref in architecture.head.inputs:
+        _check_reference(architecture, "head", ref, known)
+
+
+_ENCODERS_OF_KIND: dict[FieldKind, tuple[type[_Data], ...]] = {
+    "categorical": (TableEncoder, PairsTableEncoder),
+    "numeric": (ScaleEncoder, RawEncoder, PairsTableEncoder),
+    "sequence": (TableEncoder, ShareEncoder),
+}
+
+
+def _check_encoders(architecture: Architecture, name: str, view: View) -> None:
+    for field, encoder in view.encoders.items():
+        where = f"view '{name}'"
+        if field not in architecture.fields:
+            raise ArchitectureError(f"{where}: there is no field '{field}'")
+        kind = architecture.fields[field].kind
+        if not isinstance(encoder, _ENCODERS_OF_KIND[kind]):
+            raise ArchitectureError(f"{where}: encoder '{encoder.kind}' does not take the {kind} field '{field}'")
+        if isinstance(encoder, ShareEncoder):
+            _check_shared(architecture, f"{where}: field '{field}'", encoder.view, architecture.fields[field].of)
+
+
+def _check_shared(architecture: Architecture, where: str, shared: str, of: str | None) -> None:
+    view = architecture.views.get(shared)
+    if view is None or not isinstance(view.encoders.get(of or ""), TableEncoder):
+        raise ArchitectureError(f"{where} shares the table of '{of}' in view '{shared}', which is not there")
+
+
+def _check_reference(architecture: Architecture, user: str, ref: str, known: set[str]) -> None:
+    name, field = architecture.resolve(ref)
+    if name not in known:
+        raise ArchitectureError(f"{user}: '{ref}' is no view and no node above it; known: {', '.join(sorted(known))}")
+    if field is not None and (name not in architecture.views or field not in architecture.views[name].encoders):
+        raise ArchitectureError(f"{user}: '{ref}': '{name}' has no field '{field}'")
+
+
+# ---- what the head reaches ------------------------------------------------------------------------------------------
+
+
+def _reached(architecture: Architecture) -> set[str]:
+    """Node ids and view references (`view` or `view.field`) that the head reaches."""
+    inputs = {node.id: node.inputs for node in architecture.nodes}
+    used: set[str] = set()
+    waiting = list(architecture.head.inputs)
+    while waiting:
+        ref = waiting.pop()
+        if ref not in used:
+            used.add(ref)
+            waiting.extend(inputs.get(ref, ()))
+            waiting.extend(_shared(architecture, ref))
+    return used
+
+
+def _shared(architecture: Architecture, ref: str) -> Iterator[str]:
+    """The table references that a reference to a sequence view brings along."""
+    name, _ = architecture.resolve(ref)
+    view = architecture.views.get(name)
+    for field, encoder in view.encoders.items() if view else ():
+        if isinstance(encoder, ShareEncoder):
+            yield f"{encoder.view}.{architecture.fields[field].of}"
+
+
+def _live_views(architecture: Architecture, used: set[str]) -> dict[str, View]:
+    views = {}
+    for name, view in architecture.views.items():
+        # Widths that depend on other encoders of the view keep them alive; so does a reference to the whole view.
+        whole = name in used or (view.align is not None and view.width is None) or _field_aware(view)
+        fields = [field for field in view.encoders if f"{name}.{field}" in used]
+        if name in used or fields:
+            kept = view.encoders if whole else {field: view.encoders[field] for field in fields}
+            views[name] = view.model_copy(update={"encoders": kept})
+    return views
+
+
+def _field_aware(view: View) -> bool:
+    return any(isinstance(encoder, PairsTableEncoder) for encoder in view.encoders.values())
+
+
+# ---- canonical form -------------------------------------------------------------------------------------------------
+
+_COMMUTATIVE = (Inner, Elementwise, FM, Pairs, FFM, MLP)
+"""Ops whose inputs may be swapped: the result is the same, or a first linear map takes up the order."""
+
+
+def _canonical(architecture: Architecture) -> dict[str, Any]:
+    """Plain data without names: views and nodes are numbered in the order in which a walk from the head meets them."""
+    nodes = {node.id: node for node in architecture.nodes}
+    contents = _contents(architecture)
+    numbers: dict[str, str] = {}
+    emitted: list[tuple[str, Any]] = []
+
+    def renamed(ref: str) -> str:
+        name, field = architecture.resolve(ref)
+        if name not in numbers:
+            body = node_body(nodes[name]) if name in nodes else view_body(architecture.views[name])
+            numbers[name] = str(len(numbers))
+            emitted.append((numbers[name], body))
+        return numbers[name] if field is None else f"{numbers[name]}.{field}"
+
+    def ordered(refs: Iterable[str]) -> list[str]:
+        return sorted(refs, key=lambda ref: contents[ref])
+
+    def node_body(node: Any) -> dict[str, Any]:
+        refs = ordered(node.inputs) if isinstance(node, _COMMUTATIVE) else node.inputs
+        # Field names and node ids both may label a pair: the latter are renamed like references.
+        body = _without_names(node)
+        body["in"] = [renamed(ref) for ref in refs]
+        if isinstance(node, Pairs) and node.keep != "all":
+            body["keep"] = sorted(sorted(numbers.get(end, end) for end in pair) for pair in node.keep)
+        return body
+
+    def view_body(view: View) -> dict[str, Any]:
+        body = view.model_dump(mode="json")
+        for field, encoder in view.encoders.items():
+            if isinstance(encoder, ShareEncoder):
+                body["encoders"][field]["view"] = renamed(encoder.view)
+        return body
+
+    head = architecture.head.model_dump(mode="json", by_alias=True)
+    head["in"] = [renamed(ref) for ref in ordered(architecture.head.inputs)]
+    used = {field for view in architecture.views.values() for field in view.encoders}
+    fields = {name: field.model_dump() for name, field in architecture.fields.items() if name in used}
+    return {
+        "version": architecture.version,
+        "task": architecture.task,
+        "fields": fields,
+        "graph": emitted,
+        "head": head,
+    }
+
+
+def _without_names(node: Any) -> dict[str, Any]:
+    body: dict[str, Any] = node.model_dump(mode="json", by_alias=True, exclude={"id", "inputs"})
+    return body
+
+
+def _contents(architecture: Architecture) -> dict[str, str]:
+    """For each reference a text that depends on what it computes and not on names: the key to sort inputs by."""
+    texts: dict[str, str] = {}
+    for name, view in architecture.views.items():
+        body = view.model_dump_json()
+        for field, encoder in view.encoders.items():
+            if isinstance(encoder, ShareEncoder):
+                body = json.dumps([field, architecture.views[encoder.view].model_dump(mode="json")], sort_keys=True)
+        texts[name] = _digest(json.dumps(json.loads(body), sort_keys=True))
+        texts.update({f"{name}.{field}": _digest(texts[name] + field) for field in view.encoders})
+    for node in architecture.nodes:
+        inputs = [texts[ref] for ref in node.inputs]
+        inputs = sorted(inputs) if isinstance(node, _COMMUTATIVE) else inputs
+        body = json.dumps([{**_without_names(node), "keep": None}, inputs], sort_keys=True)
+        texts[node.id] = _digest(body)
+    return texts
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
