@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.methods.settings import AutoRecSettings
 from trainer.settings import TrainSettings, TuneSettings
 
 Method = Literal["autorec", "none"]
@@ -26,7 +27,7 @@ class SearchSpec(BaseModel):
     seed: int = Field(default=2026, ge=0, description="of the sampler and of every training")
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
     tune: TuneSettings = Field(default=TuneSettings(), description="training settings tried beside the architecture")
-    autorec: dict[str, Any] = Field(default={}, description="search space of the method autorec")
+    autorec: AutoRecSettings = Field(default=AutoRecSettings(), description="search space of the method autorec")
 
 
 class Baseline(BaseModel):

@@ -1,0 +1,144 @@
+"""The pipeline file: its typed model, and everything that turns a file into it.
+
+The model is the single source: validation, `dalil render`, the CRD's schema and the reference page all come from it.
+Light on purpose (pydantic and YAML only): `dalil validate` must answer at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.dataset import DatasetSpec
+from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
+from pipelines.document import Document, Override
+from pipelines.messages import Problem, explain, suggest
+from trainer.errors import UserError
+from trainer.schema import Task
+
+API_VERSION = "dalil.dev/v1alpha1"
+KIND = "SearchPipeline"
+
+METRICS: dict[Task, tuple[Metric, ...]] = {"ctr": ("logloss", "auc"), "rating": ("mse", "rmse")}
+"""Metrics of each task, the default one first."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=52)]
+"""As Kubernetes wants it for a label, with room for the suffixes of the pipeline's jobs."""
+
+
+class SpecError(UserError):
+    """A pipeline file that is not valid. `str(error)` has one line per mistake."""
+
+
+class Metadata(BaseModel):
+    """Name and Kubernetes labels of the pipeline."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Name = Field(description="names the folder of the run, the MLflow experiment and the cluster's objects")
+    namespace: str | None = Field(default=None, description="Kubernetes namespace; of no effect on one machine")
+    labels: dict[str, str] = Field(default={}, description="Kubernetes labels")
+    annotations: dict[str, str] = Field(default={}, description="Kubernetes annotations")
+
+
+class PipelineSpec(BaseModel):
+    """The five sections, in the order in which the data meets them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dataset: DatasetSpec = Field(description="the rows: where they are, what they mean, how they are split")
+    search: SearchSpec = Field(default=SearchSpec(), description="what is searched, and how")
+    train: TrainSpec = Field(default=TrainSpec(), description="final training, and the models to compare with")
+    evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="comparison and registration")
+    tracking: TrackingSpec = Field(default=TrackingSpec(), description="records of the run")
+
+    @model_validator(mode="after")
+    def _metric_follows_task(self) -> "PipelineSpec":
+        """Give `evaluate.metric` the task's own default, so that a rendered file shows it."""
+        if self.evaluate.metric is not None:
+            return self
+        metric = METRICS[self.dataset.task][0]
+        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric})})
+
+
+class SearchPipeline(BaseModel):
+    """One file: data in, registered model out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    apiVersion: Literal["dalil.dev/v1alpha1"] = Field(description="version of this format")  # noqa: N815
+    kind: Literal["SearchPipeline"] = Field(description="kind of object, as Kubernetes names it")
+    metadata: Metadata = Field(description="name and labels")
+    spec: PipelineSpec = Field(description="what to do")
+
+
+def load(path: Path, overrides: tuple[str, ...] = ()) -> SearchPipeline:
+    """Read, override (`dataset.source=...`) and check a pipeline file.
+
+    Raises:
+        SpecError: the file cannot be read or is not valid; one line per mistake, with file, line, key and remedy.
+    """
+    document = Document.read(path)
+    for text in overrides:
+        document.apply(Override.parse(text))
+    try:
+        pipeline = SearchPipeline.model_validate(document.data, strict=True)
+        problems = _contradictions(pipeline.spec)
+    except ValidationError as error:
+        problems = [explain(SearchPipeline, document.data, detail) for detail in error.errors()]
+    if problems:
+        raise SpecError("\n".join(document.locate(problem) for problem in _in_order(document, problems)))
+    return pipeline
+
+
+def render(pipeline: SearchPipeline) -> str:
+    """The pipeline as YAML with every default written out; reading it again gives the same pipeline."""
+    return yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def zoo_models() -> dict[str, tuple[str, ...]]:
+    """Hand-made models by name, each with its tasks, read without loading anything that touches torch."""
+    import trainer
+
+    files = sorted((Path(trainer.__file__).parent / "zoo").glob("*.yaml"))
+    return {file.stem: tuple(yaml.safe_load(file.read_text()).get("tasks", ())) for file in files}
+
+
+def _in_order(document: Document, problems: list[Problem]) -> list[Problem]:
+    return sorted(problems, key=lambda problem: document.line(problem.path))
+
+
+def _contradictions(spec: PipelineSpec) -> list[Problem]:
+    """Mistakes that need more than one section to be seen."""
+    problems = []
+    task = spec.dataset.task
+    if spec.evaluate.metric not in METRICS[task]:
+        valid = " or ".join(METRICS[task])
+        message = f"{spec.evaluate.metric} does not fit dataset.task {task}; write {valid}"
+        problems.append(Problem(("spec", "evaluate", "metric"), message))
+    if spec.search.method == "none" and not spec.train.baselines:
+        message = "nothing to train: search.method is none; name at least one model of the zoo"
+        problems.append(Problem(("spec", "train", "baselines"), message))
+    if spec.search.method != "none" and spec.train.candidates > spec.search.trials:
+        message = f"{spec.train.candidates} candidates cannot come out of search.trials: {spec.search.trials}"
+        problems.append(Problem(("spec", "train", "candidates"), message))
+    return problems + _wrong_baselines(spec)
+
+
+def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
+    problems, seen = [], set()
+    zoo = zoo_models()
+    for index, baseline in enumerate(spec.train.baselines):
+        path = ("spec", "train", "baselines", index)
+        tasks = zoo.get(baseline.name)
+        if tasks is None:
+            problems.append(Problem(path, f"no model {baseline.name!r} in the zoo; {suggest(baseline.name, zoo)}"))
+        elif spec.dataset.task not in tasks:
+            fitting = ", ".join(name for name, fit in zoo.items() if spec.dataset.task in fit)
+            message = f"{baseline.name} is not for dataset.task {spec.dataset.task}; these are: {fitting}"
+            problems.append(Problem(path, message))
+        elif baseline.name in seen:
+            problems.append(Problem(path, f"{baseline.name} stands in the list twice"))
+        seen.add(baseline.name)
+    return problems
