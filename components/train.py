@@ -1,0 +1,120 @@
+"""Step `train`: every chosen candidate from scratch, several seeds each, in parallel workers.
+
+Output: `models.json` (candidates with the validation metrics of each seed) and `weights/<name>-seed-<n>.safetensors`.
+A killed step goes on where each training's last checkpoint stands.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from components.events import Emit
+from components.settings import SearchSpec, TrainSpec
+from components.tracking import Tracker
+from trainer.errors import UserError
+from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
+
+
+def train(
+    search: SearchSpec, spec: TrainSpec, dataset: Path, searched: Path, output: Path, emit: Emit, tracker: Tracker
+) -> None:
+    """Train the candidates that the search step left in `searched`/architectures.json.
+
+    Raises:
+        UserError: a training ended without a model; the line says which and why.
+    """
+    candidates: list[dict[str, Any]] = json.loads((searched / "architectures.json").read_text())
+    run = _Run(candidates, spec, dataset, output, emit, tracker)
+    run_jobs(run.next_job, search.workers, run.on_message)
+    models = [{**candidate, "seeds": run.seeds(candidate["name"])} for candidate in candidates]
+    (output / "models.json").write_text(json.dumps(models, indent=1))
+    discard(output / "checkpoints")
+    discard(output / "outcomes")
+
+
+class _Run:
+    """The trainings of one step: which are left, and what became of each."""
+
+    def __init__(
+        self,
+        candidates: list[dict[str, Any]],
+        spec: TrainSpec,
+        dataset: Path,
+        output: Path,
+        emit: Emit,
+        tracker: Tracker,
+    ) -> None:
+        self.spec, self.output, self.emit, self.tracker = spec, output, emit, tracker
+        self.done: dict[str, Outcome] = {}
+        self.jobs: list[Job] = []
+        for seed in range(1, spec.seeds + 1):
+            for candidate in candidates:
+                key = _key(candidate["name"], seed)
+                if self._outcome(key).exists():
+                    self.done[key] = Outcome.load(self._outcome(key))
+                else:
+                    self.jobs.append(self._job(key, candidate, seed, dataset))
+        self.total = len(self.jobs) + len(self.done)
+        self._progress()
+
+    def next_job(self) -> Job | None:
+        return self.jobs.pop(0) if self.jobs else None
+
+    def on_message(self, message: Message) -> None:
+        if isinstance(message, Epoch):
+            self.tracker.log_epoch(message.key, message.epoch, {"train_loss": message.train_loss, **message.valid})
+            return
+        if message.error is not None:
+            raise UserError(f"training {message.key} failed: {message.error}")
+        message.save(self._outcome(message.key))
+        discard(self.output / "checkpoints" / message.key)
+        self.done[message.key] = message
+        self.tracker.log_trial(
+            message.key,
+            params={"stopped": message.stopped},
+            metrics={**message.valid, "seconds": message.seconds, "samples": message.samples},
+        )
+        self._progress()
+
+    def seeds(self, name: str) -> list[dict[str, Any]]:
+        """What evaluation needs of each seed of one candidate."""
+        outcomes = [(seed, self.done[_key(name, seed)]) for seed in range(1, self.spec.seeds + 1)]
+        return [
+            {
+                "seed": seed,
+                "weights": str(_weights(outcome.key)),
+                "valid": outcome.valid,
+                "best_epoch": outcome.best_epoch,
+                "epochs": len(outcome.curve),
+                "seconds": outcome.seconds,
+                "samples": outcome.samples,
+            }
+            for seed, outcome in outcomes
+        ]
+
+    def _job(self, key: str, candidate: dict[str, Any], seed: int, dataset: Path) -> Job:
+        return Job(
+            key=key,
+            dataset=dataset,
+            candidate={"architecture": candidate["architecture"], "training": candidate["training"]},
+            seed=seed,
+            checkpoints=self.output / "checkpoints" / key,
+            weights=self.output / _weights(key),
+        )
+
+    def _outcome(self, key: str) -> Path:
+        folder = self.output / "outcomes"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{key}.json"
+
+    def _progress(self) -> None:
+        seconds = sum(outcome.seconds for outcome in self.done.values())
+        self.emit("progress", done=len(self.done), total=self.total, unit="trainings", training_seconds=seconds)
+
+
+def _key(name: str, seed: int) -> str:
+    return f"{name}-seed-{seed}"
+
+
+def _weights(key: str) -> Path:
+    return Path("weights") / f"{key}.safetensors"

@@ -1,0 +1,276 @@
+"""Trainings in parallel processes on one machine: the one pool behind searches and final trainings.
+
+Each worker process loads the dataset once and trains one job after another. A worker that dies (out of memory, killed)
+is replaced and its job goes on from the job's own checkpoint. Workers die with the process that started them.
+"""
+
+import ctypes
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.schema import DatasetSchema
+
+if TYPE_CHECKING:
+    from trainer.data import Table
+
+ATTEMPTS = 3
+"""A job whose worker died this often is given up."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training from scratch.
+
+    `thresholds[e]` is the validation value that the best of epochs 0..e must not exceed (see `study.prune_thresholds`).
+    With `weights`, the best weights are written there.
+    """
+
+    key: str
+    dataset: Path
+    candidate: dict[str, Any]
+    seed: int
+    checkpoints: Path
+    weights: Path | None = None
+    thresholds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended; `error` is the reason where there is no model."""
+
+    key: str
+    value: float | None
+    curve: tuple[float, ...] = ()
+    valid: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+    samples: int = 0
+    error: str | None = None
+    fatal: bool = False
+    """The error would meet every other job as well (a full disk), so the run has to stop."""
+
+    def save(self, path: Path) -> None:
+        """Write the outcome so that it is there whole or not at all."""
+        aside = path.with_suffix(".tmp")
+        with aside.open("w") as file:
+            file.write(json.dumps(asdict(self)))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> "Outcome":
+        data = json.loads(path.read_text())
+        return Outcome(**{**data, "curve": tuple(data["curve"])})
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch of a running job."""
+
+    key: str
+    epoch: int
+    train_loss: float
+    valid: dict[str, float]
+    best: float
+    seconds: float
+
+
+Message = Epoch | Outcome
+NextJob = Callable[[], Job | Literal["wait"] | None]
+
+
+def run_jobs(next_job: NextJob, workers: int, on_message: Callable[[Message], None]) -> None:
+    """Train jobs until `next_job` returns None and all are done.
+
+    `next_job` is asked whenever a worker is free; "wait" means: ask again after the next outcome. `on_message` sees
+    every epoch and every outcome, in this process, so it may write to a study or a tracker without locks.
+    """
+    pool = [_Worker(workers) for _ in range(workers)]
+    try:
+        while True:
+            answer: Job | Literal["wait"] | None = "wait"
+            for worker in pool:
+                if worker.job is None:
+                    answer = next_job()
+                    if not isinstance(answer, Job):
+                        break
+                    worker.start(answer)
+            busy = [worker for worker in pool if worker.job is not None]
+            if not busy:
+                if answer is None:
+                    return
+                raise RuntimeError("every worker is free, yet the next job waits for one")
+            ready = wait([worker.receiver for worker in busy])
+            for worker in busy:
+                if worker.receiver in ready:
+                    for message in worker.receive():
+                        on_message(message)
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+class _Worker:
+    """The parent's end of one worker process, started on first use and again after a death."""
+
+    def __init__(self, workers: int) -> None:
+        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.process: Any = None
+        self.job: Job | None = None
+        self.attempts = 0
+        self.sender: Connection
+        self.receiver: Connection
+
+    def start(self, job: Job) -> None:
+        self.job, self.attempts = job, 0
+        self._send()
+
+    def receive(self) -> list[Message]:
+        """What the worker has said; a worker that died gets a successor with the same job."""
+        assert self.job is not None
+        try:
+            message: Message = self.receiver.recv()
+        except (EOFError, OSError):
+            return self._died()
+        if isinstance(message, Outcome):
+            self.job = None
+        return [message]
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+
+    def _send(self) -> None:
+        if self.process is None:
+            self._spawn()
+        self.attempts += 1
+        try:
+            self.sender.send(self.job)
+        except OSError:  # it died while idle; the reader's EOF leads to `_died`
+            pass
+
+    def _died(self) -> list[Message]:
+        assert self.job is not None
+        self.process.join()
+        code, self.process = self.process.exitcode, None
+        if self.attempts < ATTEMPTS:
+            self._send()
+            return []
+        key, self.job = self.job.key, None
+        reason = "killed, probably for want of memory" if code == -signal.SIGKILL else f"exit code {code}"
+        return [Outcome(key, None, error=f"the worker process died {ATTEMPTS} times ({reason})")]
+
+    def _spawn(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        child_receiver, self.sender = context.Pipe(duplex=False)
+        self.receiver, child_sender = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(child_receiver, child_sender, os.getpid(), self.threads))
+        self.process.start()
+        child_receiver.close()
+        child_sender.close()
+
+
+def _work(receiver: Connection, sender: Connection, parent: int, threads: int) -> None:
+    """The worker process: train each job that comes, until the parent is gone."""
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+    import torch
+
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            job: Job = receiver.recv()
+        except EOFError:
+            return
+        try:
+            outcome = _train(job, sender.send)
+        except OSError as error:
+            outcome = Outcome(job.key, None, error=f"{error.strerror or error}: {job.checkpoints}", fatal=True)
+        except Exception as error:
+            traceback.print_exc()
+            outcome = Outcome(job.key, None, error=f"{type(error).__name__}: {error}".splitlines()[0])
+        sender.send(outcome)
+
+
+@cache
+def _tables(dataset: Path) -> "tuple[DatasetSchema, Table, Table]":
+    """The dataset's schema, training and validation rows, read once per process."""
+    from trainer.data import load
+
+    schema = DatasetSchema.load(dataset)
+    return schema, load(dataset, "train", schema), load(dataset, "valid", schema)
+
+
+def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
+    from trainer.architecture import Architecture
+    from trainer.build import build
+    from trainer.checkpoint import save_weights
+    from trainer.fit import Diverged, EpochRecord, fit
+    from trainer.settings import TrainSettings
+
+    schema, train, valid = _tables(job.dataset)
+    settings = TrainSettings.model_validate(job.candidate["training"])
+    architecture = Architecture.from_dict(job.candidate["architecture"])
+    model = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
+
+    def on_epoch(record: EpochRecord) -> bool:
+        say(Epoch(job.key, record.epoch, record.train_loss, record.valid, record.best, record.seconds))
+        return record.epoch < len(job.thresholds) and record.best > job.thresholds[record.epoch]
+
+    started = time.perf_counter()
+    try:
+        result = fit(
+            model,
+            train,
+            valid,
+            settings,
+            task=schema.task,
+            seed=job.seed,
+            checkpoints=job.checkpoints,
+            on_epoch=on_epoch,
+        )
+    except Diverged as error:
+        return Outcome(job.key, None, error=str(error), seconds=time.perf_counter() - started)
+    if job.weights is not None:
+        job.weights.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(model, job.weights)
+    best = result.history[result.best_epoch]
+    return Outcome(
+        key=job.key,
+        value=result.best_value,
+        curve=tuple(record.best for record in result.history),
+        valid=best.valid,
+        best_epoch=result.best_epoch,
+        stopped=result.stopped,
+        seconds=result.seconds,
+        samples=result.samples,
+    )
+
+
+def discard(checkpoints: Path) -> None:
+    """Remove a finished job's checkpoints."""
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when `parent` dies, so that a killed run leaves nothing running (Linux)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
