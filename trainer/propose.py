@@ -1,0 +1,257 @@
+"""Which candidate a search tries next: random, greedy and Bayesian, as Optuna samplers behind one pure function.
+
+`propose` depends on nothing but its arguments: the same seed, number and past give the same candidate whenever and
+wherever it is asked. The past is told to Optuna in a study in memory that lives for one proposal.
+
+In that study every choice is an integer (its labels are numbers in order) or a category. A choice that a past trial did
+not meet counts there with its default, so that trials which differ only in the insides of options not taken are one
+point; a Gaussian process has no other way to see a conditional space (Optuna's would drop every conditional choice).
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from trainer.candidate import Candidate
+from trainer.space import Choice, Chooser, Params, choices, fill
+
+Sampler = Literal["random", "greedy", "bayesian"]
+
+REDRAWS = 20
+"""Draws after which a random or Bayesian proposal is accepted though it repeats an earlier one."""
+GROUP_DRAWS = 5
+"""Draws that the greedy sampler spends on one group of choices before it turns to another."""
+STARTUP = 3
+"""Finished trials that the Bayesian sampler starts from: the defaults and two random ones (AutoRec, section 3)."""
+MODEL_DRAWS = 3
+"""Draws from the Gaussian process before a repeated proposal is replaced by a random one."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """An earlier proposal, and its result as far as it may be known.
+
+    `value` (less is better) is None for a failed trial and for one whose result is not known (`finished` is False).
+    """
+
+    number: int
+    params: Params
+    hash: str
+    finished: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A candidate to try. With `duplicate_of`, an earlier trial is the same experiment: record it only."""
+
+    number: int
+    params: Params
+    candidate: Candidate
+    duplicate_of: int | None = None
+
+
+def propose(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[Past]) -> Proposal:
+    """Trial `number` of a search through `space` (of candidates); trial 0 is the all-defaults candidate.
+
+    `past` holds all earlier proposals without duplicates, in number order. Raises ArchitectureError if the space holds
+    a candidate that is no architecture.
+    """
+    known = {trial.hash: trial.number for trial in past}
+    proposal = None
+    for choose in _draws(space, sampler, seed, number, past):
+        proposal = _fill(space, number, choose)
+        if proposal.candidate.hash not in known:
+            return proposal
+    assert proposal is not None
+    return Proposal(number, proposal.params, proposal.candidate, known[proposal.candidate.hash])
+
+
+def _fill(space: Any, number: int, choose: Chooser) -> Proposal:
+    params: Params = {}
+
+    def ask(choice: Choice) -> int:
+        params[choice.name] = choose(choice)
+        return params[choice.name]
+
+    data = fill(space, ask)
+    return Proposal(number, params, Candidate.from_dict(data))
+
+
+def _draws(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[Past]) -> Iterator[Chooser]:
+    """Choosers to try in turn, the first of them being what the sampler wants most."""
+    rng_seed = _seed(seed, number)
+    known = [trial for trial in past if trial.finished and trial.value is not None]
+    if number == 0:
+        yield lambda choice: choice.default
+    elif sampler == "greedy" and known:
+        yield from _greedy_draws(space, rng_seed, known)
+    else:
+        if sampler == "bayesian" and len(known) >= STARTUP:
+            yield from _model_draws(space, rng_seed, past, known)
+        random = optuna_study(RandomSampler(rng_seed))
+        for _ in range(REDRAWS):
+            yield _asker(random)
+
+
+def _greedy_draws(space: Any, rng_seed: int, known: Sequence[Past]) -> Iterator[Chooser]:
+    found = choices(space)
+    best = min(known, key=lambda trial: (trial.value or 0.0, trial.number))
+    sampler = GreedySampler({name: choice.group for name, choice in found.items()}, _defaults(found), rng_seed)
+    study = optuna_study(sampler)
+    study.add_trial(_observed(best.params, found, best.value))
+    for _ in range(GROUP_DRAWS * len({found[name].group for name in best.params})):
+        yield _asker(study)
+
+
+def _model_draws(space: Any, rng_seed: int, past: Sequence[Past], known: Sequence[Past]) -> Iterator[Chooser]:
+    """Draws from a Gaussian process over the choices that some trial has met; the others are drawn at random.
+
+    Failed trials count as bad as the worst one, so that the model keeps away from them. Trials still running are points
+    where Optuna's batch acquisition (qLogEI) expects nothing more to be gained.
+    """
+    found = choices(space)
+    met = {name: found[name] for name in found if any(name in trial.params for trial in past)}
+    worst = max(trial.value for trial in known if trial.value is not None)
+    study = optuna_study(GPSampler(seed=rng_seed, n_startup_trials=1, warn_independent_sampling=False))
+    for trial in past:
+        params = _defaults(met) | trial.params
+        value = (worst if trial.value is None else trial.value) if trial.finished else None
+        study.add_trial(_observed(params, met, value))
+    for _ in range(MODEL_DRAWS):
+        with _one_thread():
+            yield _asker(study)
+
+
+def _asker(study: optuna.Study) -> Chooser:
+    """One draw: a trial of `study`, whose sampler answers for each choice."""
+    trial = study.ask()
+
+    def choose(choice: Choice) -> int:
+        last = len(choice.labels) - 1
+        if _ordered(choice):
+            return trial.suggest_int(choice.name, 0, last)
+        return int(trial.suggest_categorical(choice.name, range(last + 1)))
+
+    return choose
+
+
+def _observed(params: Mapping[str, int], found: Mapping[str, Choice], value: float | None) -> FrozenTrial:
+    return create_trial(
+        state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
+        params=dict(params),
+        distributions={name: _distribution(found[name]) for name in params},
+        value=value,
+    )
+
+
+def _distribution(choice: Choice) -> BaseDistribution:
+    last = len(choice.labels) - 1
+    return IntDistribution(0, last) if _ordered(choice) else CategoricalDistribution(range(last + 1))
+
+
+def _ordered(choice: Choice) -> bool:
+    numbers = [label for label in choice.labels if isinstance(label, int | float) and not isinstance(label, bool)]
+    return len(numbers) == len(choice.labels) and numbers in (sorted(numbers), sorted(numbers, reverse=True))
+
+
+def _defaults(found: Mapping[str, Choice]) -> Params:
+    return {name: choice.default for name, choice in found.items()}
+
+
+def _seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed} {number}".encode()).digest()[:4])
+
+
+class GreedySampler(BaseSampler):
+    """Changes one group of choices of the best trial at a time (the group-wise oracle that AutoRec intended).
+
+    Each trial picks one group with a probability proportional to the square of its number of choices in the best
+    trial, draws that group anew and uniformly, and keeps the best trial's values elsewhere; choices that the best trial
+    did not meet take their default. Every `GROUP_DRAWS` trials of one sampler it turns to the next group.
+
+    A sampler of integers and categories for any single-objective Optuna study; with no finished trial it is random.
+    """
+
+    def __init__(self, groups: Mapping[str, str], defaults: Mapping[str, Any], seed: int) -> None:
+        self._groups = groups
+        self._defaults = defaults
+        self._random = RandomSampler(seed)
+        self._rng = np.random.default_rng(seed)
+        self._order: list[str] = []
+        self._draws = 0
+        self._best: dict[str, Any] = {}
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not complete:
+            return
+        if self._draws % (GROUP_DRAWS * max(1, len(self._order))) == 0:
+            sign = 1 if study.direction == StudyDirection.MINIMIZE else -1
+            self._best = min(complete, key=lambda done: (sign * done.values[0], done.number)).params
+            self._order = self._shuffled()
+        self._group = self._order[self._draws // GROUP_DRAWS % len(self._order)]
+        self._draws += 1
+
+    def _shuffled(self) -> list[str]:
+        sizes: dict[str, int] = {}
+        for name in self._best:
+            sizes[self._groups[name]] = sizes.get(self._groups[name], 0) + 1
+        weights = np.array([size**2 for size in sizes.values()], dtype=np.float64)
+        return [
+            str(name) for name in self._rng.choice(list(sizes), len(sizes), replace=False, p=weights / weights.sum())
+        ]
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        if not self._best or self._groups[param_name] == self._group:
+            return self._random.sample_independent(study, trial, param_name, param_distribution)
+        return self._best.get(param_name, self._defaults[param_name])
+
+
+def optuna_study(sampler: BaseSampler) -> optuna.Study:
+    """An empty study in memory, made without a word on stderr."""
+    with quiet():
+        return optuna.create_study(sampler=sampler, direction="minimize")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna's own log at warnings only."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, so that the model does not depend on the number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

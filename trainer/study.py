@@ -1,0 +1,293 @@
+"""One search as one Optuna study in a journal file: what was tried, what came of it, and what to try next.
+
+Any number of workers may train trials at a time, yet the search is a fixed sequence: trial n is proposed from the
+results of the trials up to n - lag and of no other, and so waits for these. The journal may be opened with Optuna at
+any time (`optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(path)))`); only one process may
+write to it. A process killed at any moment loses nothing but the trainings in flight: the next `Study` on the same
+journal hands them out again.
+"""
+
+import fcntl
+import math
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from optuna.distributions import CategoricalDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from trainer.candidate import Candidate
+from trainer.errors import UserError
+from trainer.propose import Past, Proposal, Sampler, propose, quiet
+from trainer.space import Label, Params, choices, digest, fill_params
+
+WAIT: Final = "wait"
+State = Literal["running", "complete", "pruned", "failed", "duplicate"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial to train now. `thresholds[e]`: prune when the best of epochs 0..e is worse (greater); inf = never."""
+
+    number: int
+    candidate: Candidate
+    params: dict[str, Label]
+    thresholds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of one trial. `value` is the validation value, less is better; a duplicate has its original's.
+
+    `curve[e]` is the best value of epochs 0..e; `samples` counts training rows seen; `attrs` come from `finish`.
+    """
+
+    number: int
+    state: State
+    value: float | None
+    candidate: Candidate
+    params: dict[str, Label]
+    curve: tuple[float, ...] = ()
+    samples: int = 0
+    seconds: float = 0.0
+    duplicate_of: int | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Study:
+    """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`).
+
+    `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
+    Raises UserError if the journal already holds a study of this name with another space, sampler or seed.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        space: Any,
+        *,
+        sampler: Sampler,
+        trials: int,
+        lag: int,
+        seed: int,
+        prune: bool = True,
+    ) -> None:
+        self.name = name
+        self._space, self._sampler, self._trials, self._lag, self._seed = space, sampler, trials, lag, seed
+        self._prune = prune
+        self._choices = choices(space)
+        self._storage = open_journal(path)
+        self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed}, path)
+        self._candidates: dict[int, Candidate] = {}
+        self._left_over = deque(trial.number for trial in self._all() if trial.state == TrialState.RUNNING)
+
+    def next(self) -> Trial | Literal["wait"] | None:
+        """The trial to train next; WAIT if it depends on one that is still running; None if there is none left.
+
+        Trials that a killed process left running come first, under their number and with their parameters. Duplicates
+        are recorded on the way.
+        """
+        if self._left_over:
+            return self._trial(self._left_over.popleft())
+        while (number := len(self._all())) < self._trials:
+            if any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)]):
+                return WAIT
+            proposal = propose(self._space, self._sampler, self._seed, number, self._past(number))
+            self._record(proposal)
+            if proposal.duplicate_of is None:
+                return self._trial(number)
+        return None
+
+    def report(self, number: int, epoch: int, value: float) -> None:
+        """The best value of trial `number` after `epoch` (from 0), for those who watch the study."""
+        self._storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+
+    def finish(
+        self,
+        number: int,
+        value: float | None,
+        *,
+        curve: Sequence[float] = (),
+        samples: int = 0,
+        seconds: float = 0.0,
+        pruned: bool = False,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The end of trial `number`; `value` None: it failed. `attrs` (JSON) go into the record and into the study."""
+        trial_id = self._trial_id(number)
+        for epoch, best in enumerate(curve):
+            self._storage.set_trial_intermediate_value(trial_id, epoch, best)
+        for key, fact in {**(attrs or {}), "samples": samples, "seconds": seconds}.items():
+            self._storage.set_trial_user_attr(trial_id, key, fact)
+        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
+        # Last, because a trial is finished by this line and by no other.
+        if value is None:
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        else:
+            self._storage.set_trial_state_values(trial_id, state, [value])
+
+    def records(self) -> list[TrialRecord]:
+        """All trials so far, in number order."""
+        return [self._to_record(trial) for trial in self._all()]
+
+    def best(self, k: int = 1) -> list[TrialRecord]:
+        """The `k` best trials that ran to their end, best first; all are different candidates."""
+        complete = [record for record in self.records() if record.state == "complete"]
+        return sorted(complete, key=lambda record: (record.value, record.number))[:k]
+
+    def _open(self, facts: Mapping[str, Any], path: Path) -> int:
+        """The study's id in the journal; a new study gets `facts`, an old one must have the same."""
+        names = [study.study_name for study in self._storage.get_all_studies()]
+        if self.name not in names:
+            with quiet():
+                self._storage.create_new_study([StudyDirection.MINIMIZE], self.name)
+        study_id = self._storage.get_study_id_from_name(self.name)
+        known = self._storage.get_study_user_attrs(study_id)
+        for key, fact in facts.items():
+            if known.setdefault(key, fact) != fact:
+                raise UserError(
+                    f"{path}: study '{self.name}' was begun with another {key}: delete the file to begin anew"
+                )
+            self._storage.set_study_user_attr(study_id, key, fact)
+        return study_id
+
+    def _all(self) -> list[FrozenTrial]:
+        return self._storage.get_all_trials(self._id, deepcopy=False)
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _past(self, number: int) -> list[Past]:
+        """What trial `number` is proposed from: results up to `number` - lag, and what was proposed after that."""
+        return [
+            Past(
+                number=trial.number,
+                params=trial.user_attrs["choices"],
+                hash=trial.user_attrs["hash"],
+                finished=trial.number <= number - self._lag,
+                value=trial.value if trial.number <= number - self._lag else None,
+            )
+            for trial in self._all()[:number]
+            if "duplicate_of" not in trial.user_attrs
+        ]
+
+    def _record(self, proposal: Proposal) -> None:
+        """Write the trial by one line of the journal: after a kill it is there whole or not at all."""
+        shown = self._shown(proposal.params)
+        facts: dict[str, Any] = {"choices": proposal.params, "hash": proposal.candidate.hash}
+        if proposal.duplicate_of is not None:
+            facts["duplicate_of"] = proposal.duplicate_of
+        trial = create_trial(
+            state=TrialState.RUNNING if proposal.duplicate_of is None else TrialState.PRUNED,
+            params=shown,
+            distributions={name: CategoricalDistribution(self._choices[name].labels) for name in shown},
+            user_attrs=facts,
+        )
+        self._storage.create_new_trial(self._id, trial)
+        self._candidates[proposal.number] = proposal.candidate
+
+    def _shown(self, params: Params) -> dict[str, Label]:
+        return {name: self._choices[name].labels[index] for name, index in params.items()}
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        if trial.number not in self._candidates:
+            filled = fill_params(self._space, trial.user_attrs["choices"])
+            self._candidates[trial.number] = Candidate.from_dict(filled)
+        return self._candidates[trial.number]
+
+    def _trial(self, number: int) -> Trial:
+        trial = self._all()[number]
+        curves = [_curve(earlier) for earlier in self._all()[: max(0, number - self._lag + 1)] if _ran(earlier)]
+        thresholds = prune_thresholds(curves) if self._prune else ()
+        return Trial(number, self._candidate(trial), dict(trial.params), thresholds)
+
+    def _to_record(self, trial: FrozenTrial) -> TrialRecord:
+        duplicate_of = trial.user_attrs.get("duplicate_of")
+        facts = dict(trial.user_attrs)
+        for key in ("choices", "hash", "duplicate_of"):
+            facts.pop(key, None)
+        return TrialRecord(
+            number=trial.number,
+            state=_STATES[trial.state] if duplicate_of is None else "duplicate",
+            value=trial.value if duplicate_of is None else self._all()[duplicate_of].value,
+            candidate=self._candidate(trial),
+            params=dict(trial.params),
+            curve=tuple(_curve(trial)),
+            samples=facts.pop("samples", 0),
+            seconds=facts.pop("seconds", 0.0),
+            duplicate_of=duplicate_of,
+            attrs=facts,
+        )
+
+
+_STATES: dict[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+}
+
+
+def prune_thresholds(
+    curves: Sequence[Sequence[float]], *, percentile: float = 50.0, least: int = 4, warm_up: int = 1
+) -> tuple[float, ...]:
+    """For each epoch what the best-so-far of a new trial must not exceed, from the best-so-far of earlier ones.
+
+    A trial that ended early counts on with its last value. Nothing is pruned before `least` earlier trials, nor in the
+    first `warm_up` epochs (threshold inf).
+    """
+    if len(curves) < least:
+        return ()
+    epochs = max(map(len, curves))
+    held = np.array([[*curve, *[curve[-1]] * (epochs - len(curve))] for curve in curves])
+    limits = np.percentile(held, percentile, axis=0)
+    limits[:warm_up] = math.inf
+    return tuple(limits.tolist())
+
+
+def _ran(trial: FrozenTrial) -> bool:
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and bool(trial.intermediate_values)
+
+
+def _curve(trial: FrozenTrial) -> list[float]:
+    return [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The Optuna storage in the file `path`, made if there is none and mended if its writer was killed in mid-line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    _drop_torn_line(path)
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(path)))
+
+
+def _drop_torn_line(path: Path) -> None:
+    with path.open("rb+") as file:
+        text = file.read()
+        if not text.endswith(b"\n"):
+            file.truncate(text.rfind(b"\n") + 1)
+
+
+class _FileLock(JournalFileOpenLock):
+    """A lock on the journal itself that dies with its process; Optuna's own locks would be waited for after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+        self._descriptor = -1
+
+    def acquire(self) -> bool:
+        self._descriptor = os.open(self._path, os.O_RDONLY)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        return True
+
+    def release(self) -> None:
+        os.close(self._descriptor)
