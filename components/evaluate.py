@@ -21,7 +21,7 @@ def evaluate(
 
     Args:
         pipeline: name of the pipeline.
-        settings: all sections of the file's spec, with every default filled in; `settings["evaluate"]` is an EvaluateSpec.
+        settings: all sections of the spec, every default filled in; `settings["evaluate"]` is an EvaluateSpec.
         inputs: output folders of the steps `ingest`, `search` and `train`.
         output: an existing folder; gets report.json, report.html, predictions.parquet and model/.
         emit: takes progress events.

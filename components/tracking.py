@@ -9,13 +9,12 @@ Where things lie, for a step whose output folder is `runs/<pipeline>/<step>.part
     runs/<pipeline>/tracking/<step>-<key>.jsonl     the spool: one event per line
     runs/<pipeline>/<step>.partial/.tracking.json   key of the step's run; lives and dies with the step's output
 
-Runs are named by keys of ours, not by MLflow's ids, so a spool can be written before MLflow has ever answered. A step that
-is killed and resumed finds its folder's key, reads its own spool and writes nothing that already stands there.
+Runs are named by keys of ours, not by MLflow's ids, so a spool can be written before MLflow has ever answered. A step
+that is killed and resumed finds its folder's key, reads its own spool and writes nothing that already stands there.
 """
 
 import fcntl
 import json
-import os
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -32,10 +31,10 @@ LAST_STEP = "evaluate"
 
 
 class Tracker:
-    """Records of one step: its own run below the pipeline's parent run, and nested runs for trials and final trainings.
+    """Records of one step: its own run below the pipeline's run, and nested runs for trials and final trainings.
 
-    All methods return at once and raise nothing that has to do with MLflow. Threads may share a tracker. `folder` is the
-    step's output folder (`runs/<pipeline>/<step>.partial`); it must exist.
+    All methods return at once and raise nothing that has to do with MLflow. Threads may share a tracker. `folder` is
+    the step's output folder (`runs/<pipeline>/<step>.partial`); it must exist.
     """
 
     def __init__(self, folder: Path, *, pipeline: str, step: str) -> None:
@@ -47,7 +46,7 @@ class Tracker:
         self.key, self.parent = _keys(folder, self._pipeline_file)
         self.spool = root / f"{step}-{self.key}.jsonl"
         self._lock = Lock()
-        self._file = open(self.spool, "a+b")  # noqa: SIM115 - open as long as the tracker
+        self._file = self.spool.open("a+b")
         # The shipping process sees by this lock whether the step still lives, even after kill -9.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._seen = _recover(self._file)
@@ -74,7 +73,7 @@ class Tracker:
         self._write(f"metrics {run} {names}", {"op": "metrics", "run": run, "metrics": dict(values), "step": 0})
 
     def log_epoch(self, name: str, epoch: int, metrics: Mapping[str, float]) -> None:
-        """One epoch of the nested run `name` (such as `autorec-3` or `neumf-seed-2026`); opens that run if it is new."""
+        """One epoch of the nested run `name` (such as `autorec-3` or `neumf-seed-2026`), opened by its first epoch."""
         run = self._child(name)
         self._write(f"epoch {name} {epoch}", {"op": "metrics", "run": run, "metrics": dict(metrics), "step": epoch})
 
@@ -87,7 +86,7 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         status: Status = "FINISHED",
     ) -> None:
-        """The end of a nested run: a trial of the search, or one final training (a candidate with one seed)."""
+        """The end of a nested run; a second end of the same run is not written."""
         if f"trial {name}" in self._seen:
             return
         run = self._child(name)
@@ -96,13 +95,17 @@ class Tracker:
         self._write(None, {"op": "tags", "run": run, "tags": dict(tags or {})})
         self._write(f"trial {name}", {"op": "status", "run": run, "status": status})
 
+    def log_training(self, name: str, valid: Mapping[str, float], seconds: float, samples: int) -> None:
+        """The end of one final training (a candidate with one seed)."""
+        self.log_trial(name, params={}, metrics={**valid, "seconds": seconds, "samples": samples})
+
     def log_artifact(self, path: Path, to: str = "") -> None:
         """Send a file or folder of the step's output; it may be sent after the step's folder has got its final name."""
         relative = str(path.relative_to(self.folder))
         self._write(f"artifact {relative}", {"op": "artifact", "run": self.key, "path": relative, "to": to})
 
     def register(self, model: Path, name: str, alias: str = "champion") -> None:
-        """Make the MLflow model folder `model` a new version of the registered model `name`, and move the alias to it."""
+        """Make the model folder `model` the next version of the registered model `name`, and point `alias` at it."""
         relative = str(model.relative_to(self.folder))
         event = {"op": "register", "run": self.key, "path": relative, "name": name, "alias": alias}
         self._write(f"register {name}", event)
@@ -162,16 +165,17 @@ def _keys(folder: Path, pipeline_file: Path) -> tuple[str, str]:
         known = json.loads(key_file.read_text())
         return known["key"], known["parent"]
     if not pipeline_file.exists():
-        _write_whole(pipeline_file, {"key": uuid.uuid4().hex})
+        write_whole(pipeline_file, {"key": uuid.uuid4().hex})
     keys = {"key": uuid.uuid4().hex, "parent": json.loads(pipeline_file.read_text())["key"]}
-    _write_whole(key_file, keys)
+    write_whole(key_file, keys)
     return keys["key"], keys["parent"]
 
 
-def _write_whole(path: Path, value: dict[str, Any]) -> None:
+def write_whole(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
     aside = path.with_name(path.name + ".new")
     aside.write_text(json.dumps(value))
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def _recover(file: Any) -> set[str]:
