@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trainer.architecture import Architecture
 from trainer.errors import UserError
 from trainer.settings import TrainSettings, TuneSettings
+from trainer.shapes import infer
 from trainer.space import choice
 
 
@@ -28,6 +29,7 @@ class Candidate(BaseModel):
         Raises ArchitectureError (a UserError) if it is no architecture.
         """
         architecture = Architecture.from_dict(data["architecture"]).live()
+        infer(architecture)
         return Candidate(architecture=architecture, training=TrainSettings.model_validate(data["training"]))
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ A space is any nesting of dicts and lists in which a dict with the key `?` is a 
 * `name`: how the choice is called in trials. The same name met twice is one choice: asked once, same answer everywhere.
   Left out, it is the path to the choice (a list item with an `id` is called by that id).
 * `group`: what the greedy sampler resamples together; left out, the name up to its last dot.
-* `default`: the option of the first trial; left out, the first one.
+* `default`: the option of the first trial (its label, where there are labels); left out, the first one.
 * `labels`: what trials show for the options; left out, the option itself, its `op` or `kind`, or its JSON.
 * `splice: true`: the choice is an item of a list and its options are lists whose items take its place.
 
@@ -119,9 +119,9 @@ def choice(
     labels: Sequence[Label] | None = None,
     splice: bool = False,
 ) -> dict[str, Any]:
-    """A choice as data. A `default` that is not among the options gives way to the first option."""
+    """A choice as data. A `default` that is not among the options (or labels) gives way to the first option."""
     written: dict[str, Any] = {"?": list(options), "name": name}
-    if default in options:
+    if default in (labels or options):
         written["default"] = default
     if group is not None:
         written["group"] = group
@@ -193,7 +193,7 @@ def _read(written: Mapping[str, Any], path: str) -> Choice:
     labels = tuple(written.get("labels", map(_label, options)))
     if len(set(map(json.dumps, labels))) != len(options):
         raise UserError(f"choice '{name}': options look alike in trials; write one distinct label each under 'labels'")
-    default = options.index(written["default"]) if "default" in written else 0
+    default = list(written.get("labels", options)).index(written["default"]) if "default" in written else 0
     return Choice(name, labels, default, written.get("group", name.rpartition(".")[0] or name))
 
 
