@@ -178,7 +178,7 @@ class Dot(_FieldsOp):
 
 
 class Cross(_Op):
-    """Layers x0 * f(x) + x on the flattened inputs: f gives one number per row (DCN) or a full map (`matrix`, DCNv2)."""
+    """Layers x0 * f(x) + x on the flattened inputs: f gives one number per row (DCN) or is a matrix map (DCNv2)."""
 
     op: Literal["cross"] = "cross"
     layers: PositiveInt

@@ -1,0 +1,327 @@
+"""The one builder: an architecture becomes a module with fresh weights.
+
+Searches, final trainings, baselines and serving all make their models here, and sizes come from `trainer.shapes`, so
+nothing is ever trained that its description does not tell.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.architecture import (
+    FM,
+    GRU,
+    MHA,
+    MLP,
+    Architecture,
+    Attention,
+    Concat,
+    Cross,
+    Dot,
+    Elementwise,
+    Head,
+    Inner,
+    Last,
+    Node,
+    Pairs,
+    Pool,
+    RawEncoder,
+    ShareEncoder,
+    TargetAttention,
+    Transformer,
+)
+from trainer.data import Batch
+from trainer.modules import interactions, sequences
+from trainer.modules.align import Align
+from trainer.modules.encoders import FieldsView, NumberSource, SequenceView, Source, TableSource
+from trainer.modules.tables import Tables, TableSpec
+from trainer.modules.values import Steps, Value, flatten
+from trainer.shapes import (
+    Collected,
+    F,
+    P,
+    Q,
+    Shape,
+    V,
+    collected,
+    encoder_width,
+    fields_op,
+    head_map_widths,
+    infer,
+    kept_pairs,
+    view_collected,
+)
+
+
+def build(architecture: Architecture, *, label_mean: float, table_init: float, seed: int) -> "Model":
+    """The model of an architecture, without the parts that its head does not reach.
+
+    Equal arguments give equal weights, and the caller's random state is left as it was. The head's bias starts where
+    the model gives the base rate (ctr) or the mean rating. `table_init` is the standard deviation of encoder weights.
+
+    Raises ArchitectureError for a description that cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Model(architecture.live(), label_mean, table_init)
+
+
+class Model(nn.Module):
+    """A built architecture: `Batch` of B rows -> (B,) logits (ctr) or ratings (rating)."""
+
+    def __init__(self, architecture: Architecture, label_mean: float, table_init: float) -> None:
+        super().__init__()
+        shapes = infer(architecture)
+        self.architecture = architecture
+        categorical = _columns(architecture, "categorical")
+        self.tables = Tables(_table_specs(architecture), categorical, table_init)
+        # Keys hold a colon, so that no name meets an attribute of ModuleDict.
+        self.views = nn.ModuleDict(
+            {f"view:{name}": _view(architecture, name, shapes, table_init) for name in architecture.views}
+        )
+        self.nodes = nn.ModuleDict(
+            {f"{node.op}:{node.id}": _NodeModule(node, shapes, table_init) for node in architecture.nodes}
+        )
+        start = label_mean if architecture.task == "rating" else math.log(label_mean / (1 - label_mean))
+        self.head = _Head(architecture.head, head_map_widths(architecture, shapes), shapes, start)
+        self._places = _places(architecture)
+
+    def forward(self, batch: Batch) -> Tensor:
+        rows = self.tables(batch)
+        values: dict[str, Value] = {
+            name: view(batch, rows) for name, view in zip(self.architecture.views, self.views.values(), strict=True)
+        }
+        for node, module in zip(self.architecture.nodes, self.nodes.values(), strict=True):
+            values[node.id] = module([self._input(values, ref) for ref in node.inputs])
+        output: Tensor = self.head([self._input(values, ref) for ref in self.architecture.head.inputs])
+        return output
+
+    def table_parameters(self) -> list[nn.Parameter]:
+        """What encodes fields: all tables, and the vectors of numeric fields."""
+        lifts = {id(parameter) for parameter in self._view_lifts()}
+        views = (parameter for parameter in self.views.parameters() if id(parameter) not in lifts)
+        return [*self.tables.parameters(), *views]
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All other parameters: lifts, nodes and the head."""
+        return [*self._view_lifts(), *self.nodes.parameters(), *self.head.parameters()]
+
+    def lift_parameters(self) -> list[nn.Parameter]:
+        """The part of the dense parameters that only aligns widths."""
+        aligns = (
+            node.align for node in self.nodes.values() if isinstance(node, _NodeModule) and node.align is not None
+        )
+        return [*self._view_lifts(), *(parameter for align in aligns for parameter in align.parameters())]
+
+    def _view_lifts(self) -> list[nn.Parameter]:
+        aligns = (view.align for view in self.views.values() if isinstance(view, FieldsView) and view.align is not None)
+        return [parameter for align in aligns for parameter in align.parameters()]
+
+    def _input(self, values: Mapping[str, Value], ref: str) -> Value:
+        """The value of a reference; `view.field` is cut out of its view."""
+        place = self._places.get(ref)
+        if place is None:
+            return values[ref]
+        value = values[place.view]
+        if isinstance(value, Steps):
+            return value
+        if isinstance(value, list):
+            return value[place.position]
+        return value[:, place.position] if value.dim() == 3 else value[:, place.columns]
+
+
+# ---- tables and views -----------------------------------------------------------------------------------------------
+
+
+def _columns(architecture: Architecture, kind: str) -> dict[str, int]:
+    """Position of each field among the columns of its kind in a batch."""
+    names = [name for name, field in architecture.fields.items() if field.kind == kind]
+    return {name: position for position, name in enumerate(names)}
+
+
+def _table_specs(architecture: Architecture) -> list[TableSpec]:
+    shared: dict[str, list[str]] = {}
+    for view in architecture.views.values():
+        for name, encoder in view.encoders.items():
+            if isinstance(encoder, ShareEncoder):
+                table = _table_name(encoder.view, architecture.fields[name].of or "")
+                shared.setdefault(table, []).append(name)
+    return list(_specs(architecture, shared))
+
+
+def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> Iterable[TableSpec]:
+    for view_name, view in architecture.views.items():
+        for name, encoder in view.encoders.items():
+            field = architecture.fields[name]
+            if field.kind == "numeric" or isinstance(encoder, ShareEncoder):
+                continue
+            width = encoder_width(field, encoder, view, architecture)
+            table = _table_name(view_name, name)
+            single = name if field.kind == "categorical" else None
+            readers = [*([] if single else [name]), *shared.get(table, [])]
+            yield TableSpec(table, field.cardinality, width, single, tuple(dict.fromkeys(readers)))
+
+
+def _table_name(view: str, field: str) -> str:
+    # A module's name may hold no dot; the percent sign keeps names apart that differ in a dot only.
+    return f"{view}/{field}".replace("%", "%25").replace(".", "%2E")
+
+
+def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], table_init: float) -> nn.Module:
+    view, shape = architecture.views[name], shapes[name]
+    if isinstance(shape, Q):
+        field, encoder = next(iter(view.encoders.items()))
+        owner, of = (
+            (encoder.view, architecture.fields[field].of or "") if isinstance(encoder, ShareEncoder) else (name, field)
+        )
+        return SequenceView(TableSource(_table_name(owner, of), field, shape.width))
+    numeric = _columns(architecture, "numeric")
+    sources = [_source(architecture, name, field, numeric) for field in view.encoders]
+    align = None
+    if view.align is not None:
+        align = Align([tuple(source.width for source in sources)], view_collected(architecture, name))
+    partners = shape.fields - 1 if isinstance(shape, P) else None
+    return FieldsView(sources, flat=isinstance(shape, V), partners=partners, align=align, init=table_init)
+
+
+def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapping[str, int]) -> Source:
+    view, field = architecture.views[view_name], architecture.fields[name]
+    encoder = view.encoders[name]
+    width = encoder_width(field, encoder, view, architecture)
+    if field.kind == "numeric":
+        return NumberSource(numeric[name], field.missing, width, scaled=not isinstance(encoder, RawEncoder))
+    return TableSource(_table_name(view_name, name), name, width)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the value of `view.field` lies in its view: the field's position, or its columns where the view is a V."""
+
+    view: str
+    position: int
+    columns: slice
+
+
+def _places(architecture: Architecture) -> dict[str, _Place]:
+    places = {}
+    for name, view in architecture.views.items():
+        start = 0
+        for position, (field, encoder) in enumerate(view.encoders.items()):
+            stop = start + encoder_width(architecture.fields[field], encoder, view, architecture)
+            places[f"{name}.{field}"] = _Place(name, position, slice(start, stop))
+            start = stop
+    return places
+
+
+# ---- nodes and head -------------------------------------------------------------------------------------------------
+
+
+class _NodeModule(nn.Module):
+    """One node: brings its inputs into the form its op takes, then applies the op."""
+
+    def __init__(self, node: Node, shapes: Mapping[str, Shape], init: float) -> None:
+        super().__init__()
+        inputs = [shapes[ref] for ref in node.inputs]
+        self.sequence = isinstance(inputs[0], Q)
+        self.field_aware = isinstance(inputs[0], P)
+        fields = collected(node, shapes) if fields_op(node) else None
+        self.align = Align([_widths(shape) for shape in inputs], fields) if fields else None
+        self.op = _op(node, inputs, fields, init)
+
+    def forward(self, values: Sequence[Value]) -> Value:
+        if self.align is not None:
+            output: Value = self.op(self.align(values))
+        elif self.sequence or self.field_aware:
+            output = self.op(*values)
+        else:
+            output = self.op(flatten(values))
+        return output
+
+
+def _widths(shape: Shape) -> tuple[int, ...]:
+    assert isinstance(shape, V | F)
+    return shape.widths if isinstance(shape, F) else (shape.width,)
+
+
+def _op(node: Node, inputs: Sequence[Shape], fields: Collected | None, init: float) -> nn.Module:
+    if fields is not None:
+        return _FIELD_OPS[type(node)](node, fields)
+    first = inputs[0]
+    if isinstance(first, Q):
+        return _SEQUENCE_OPS[type(node)](node, first, init)
+    if isinstance(first, P):
+        return interactions.FFM(first.fields)
+    return _FLAT_OPS[type(node)](node, sum(sum(_widths(shape)) for shape in inputs))
+
+
+def _pairs(node: Pairs, fields: Collected) -> nn.Module:
+    pairs = kept_pairs(node, fields.names)
+    weighted: nn.Module
+    if isinstance(node.weight, Attention):
+        weighted = interactions.AttentionPairs(fields.width, node.weight.attention, pairs)
+    else:
+        weighted = interactions.WeightedPairs(fields.fields, pairs, learned=node.weight == "scalar")
+    return interactions.Pairs(weighted, fields.width, node.out)
+
+
+def _mha(node: MHA, fields: Collected) -> nn.Module:
+    widths = [fields.width] + [node.heads * node.dim] * (node.layers - 1)
+    return nn.Sequential(*(interactions.FieldAttention(width, node.dim, node.heads, node.residual) for width in widths))
+
+
+_FIELD_OPS: dict[type[Node], Callable[[Any, Collected], nn.Module]] = {
+    Inner: lambda node, fields: interactions.Inner(),
+    Elementwise: lambda node, fields: interactions.Elementwise(node.kind),
+    FM: lambda node, fields: interactions.FM(),
+    Pairs: _pairs,
+    Dot: lambda node, fields: interactions.Dot(fields.fields, full=node.triangle == "full"),
+    MHA: _mha,
+}
+
+_FLAT_OPS: dict[type[Node], Callable[[Any, int], nn.Module]] = {
+    Concat: lambda node, width: nn.Identity(),
+    Cross: lambda node, width: interactions.Cross(width, node.layers, matrix=node.kind == "matrix"),
+    MLP: lambda node, width: interactions.mlp(width, node.units, node.activation, node.norm == "batch", node.dropout),
+}
+
+_SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
+    Pool: lambda node, shape, init: sequences.Pool(node.kind),
+    GRU: lambda node, shape, init: sequences.GRU(shape.width, node.hidden),
+    Transformer: lambda node, shape, init: sequences.Transformer(
+        shape.width, shape.length, node.layers, node.heads, node.dropout, init
+    ),
+    Last: lambda node, shape, init: sequences.Last(),
+    TargetAttention: lambda node, shape, init: sequences.TargetAttention(shape.width, node.units),
+}
+
+
+class _Head(nn.Module):
+    """Inputs -> (B,): one linear map over all of them, or a sum of logits."""
+
+    def __init__(self, head: Head, map_widths: Sequence[int], shapes: Mapping[str, Shape], start: float) -> None:
+        super().__init__()
+        self.linear = head.mode == "linear"
+        self.maps = nn.ModuleList(interactions.dense(width, 1, bias=False) for width in map_widths)
+        wide = [not _adds_up(shapes[ref]) for ref in head.inputs]
+        self.mapped = [True] if self.linear else wide
+        self.bias = nn.Parameter(torch.tensor(start)) if head.bias else None
+
+    def forward(self, values: Sequence[Value]) -> Tensor:
+        summands = [flatten(values)] if self.linear else [flatten([value]) for value in values]
+        maps = iter(self.maps)
+        parts = [
+            next(maps)(x_BN).squeeze(1) if mapped else x_BN.sum(dim=1)
+            for x_BN, mapped in zip(summands, self.mapped, strict=True)
+        ]
+        total: Tensor = sum(parts[1:], start=parts[0])
+        return total if self.bias is None else total + self.bias
+
+
+def _adds_up(shape: Shape) -> bool:
+    """Whether a summand of the head is one number, or first-order weights that add up to one."""
+    assert isinstance(shape, V | F)
+    return shape.width == 1 or (isinstance(shape, F) and set(shape.widths) == {1})

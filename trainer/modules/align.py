@@ -1,0 +1,67 @@
+"""Bringing fields of unequal widths to one: learned linear maps, or zeros at the end."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.modules.values import Steps, Value
+from trainer.shapes import Collected
+
+
+class Lift(nn.Module):
+    """One bias-free linear map per field: (B, M, d) -> (B, M, width)."""
+
+    def __init__(self, fields: int, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(fields, width_in, width_out))
+        for map_IO in self.weight.data:
+            nn.init.xavier_normal_(map_IO)
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        return torch.bmm(x_BMD.transpose(0, 1), self.weight).transpose(0, 1)
+
+
+class Align(nn.Module):
+    """V and F inputs as fields of one width: (B, M, width).
+
+    `widths` gives for each input the widths of its fields, `collected` the common width and the fields to be lifted.
+    """
+
+    def __init__(self, widths: Sequence[tuple[int, ...]], collected: Collected) -> None:
+        super().__init__()
+        self.width = collected.width
+        blocks = [block for input_widths in widths for block in _blocks(input_widths)]
+        lifted = {lift.position for lift in collected.lifts}
+        self.lifts = nn.ModuleDict()
+        position = 0
+        for index, (fields, width) in enumerate(blocks):
+            if position in lifted:
+                self.lifts[str(index)] = Lift(fields, width, self.width)
+            position += fields
+
+    def forward(self, values: Sequence[Value]) -> Tensor:
+        parts = [self._block(index, x_BMD) for index, x_BMD in enumerate(_as_blocks(values))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _block(self, index: int, x_BMD: Tensor) -> Tensor:
+        if str(index) in self.lifts:
+            lifted: Tensor = self.lifts[str(index)](x_BMD)
+            return lifted
+        missing = self.width - x_BMD.shape[2]
+        return functional.pad(x_BMD, (0, missing)) if missing else x_BMD
+
+
+def _blocks(widths: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(fields, width) of the tensors that an input consists of: one if its widths are equal, else one per field."""
+    return [(len(widths), widths[0])] if len(set(widths)) == 1 else [(1, width) for width in widths]
+
+
+def _as_blocks(values: Sequence[Value]) -> list[Tensor]:
+    blocks: list[Tensor] = []
+    for value in values:
+        assert not isinstance(value, Steps)
+        for x in value if isinstance(value, list) else [value]:
+            blocks.append(x if x.dim() == 3 else x[:, None])
+    return blocks

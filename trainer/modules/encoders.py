@@ -1,0 +1,154 @@
+"""From a batch to the views of an architecture: table rows and numbers become vectors of fields."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainer.data import Batch
+from trainer.modules.align import Align
+from trainer.modules.tables import Rows
+from trainer.modules.values import Steps, Value
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """A field whose vector is a row of a table (its steps, for a sequence field)."""
+
+    table: str
+    field: str
+    width: int
+
+
+@dataclass(frozen=True)
+class NumberSource:
+    """A field whose vector is made from the number in one column. `scaled`: times a vector; else the number itself."""
+
+    column: int
+    missing: bool
+    width: int
+    scaled: bool
+
+
+Source = TableSource | NumberSource
+
+
+class Scale(nn.Module):
+    """Numbers times learned vectors, (B, n) -> (B, n, d); NaN gives the field's own "missing" vector.
+
+    A field without missing values in training has no such vector: there NaN counts as 0.
+    """
+
+    def __init__(self, sources: Sequence[NumberSource], init: float) -> None:
+        super().__init__()
+        width = sources[0].width
+        self.weight = nn.Parameter(torch.empty(len(sources), width).normal_(std=init))
+        marked = [position for position, source in enumerate(sources) if source.missing]
+        self.missing = nn.Parameter(torch.empty(len(marked), width).normal_(std=init)) if marked else None
+        self.register_buffer("marked", torch.tensor(marked), persistent=False)
+        self.marked: Tensor
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        x_BND = x_BN.nan_to_num(nan=0.0)[..., None] * self.weight
+        if self.missing is None:
+            return x_BND
+        missing_ND = torch.zeros_like(self.weight).index_copy(0, self.marked, self.missing)
+        return x_BND + x_BN.isnan()[..., None] * missing_ND
+
+
+class Raw(nn.Module):
+    """Numbers as they are, (B, n) -> (B, n + marked): each field's number, and a mark of missing ones if it has any."""
+
+    def __init__(self, sources: Sequence[NumberSource]) -> None:
+        super().__init__()
+        kept = [
+            index for i, source in enumerate(sources) for index in ([2 * i, 2 * i + 1] if source.missing else [2 * i])
+        ]
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
+        self.kept: Tensor
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        both_BN2 = torch.stack([x_BN.nan_to_num(nan=0.0), x_BN.isnan().to(x_BN.dtype)], dim=2)
+        return both_BN2.flatten(1)[:, self.kept]
+
+
+class SequenceView(nn.Module):
+    """A view that is one sequence (Q)."""
+
+    def __init__(self, source: TableSource) -> None:
+        super().__init__()
+        self.key = (source.table, source.field)
+
+    def forward(self, batch: Batch, rows: Rows) -> Steps:
+        return rows.steps[self.key]
+
+
+class FieldsView(nn.Module):
+    """A view of fields: V if `flat`, P if `partners`, else F.
+
+    Runs of numeric fields that stand side by side in the view are encoded together.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, flat: bool, partners: int | None, align: Align | None, init: float
+    ) -> None:
+        super().__init__()
+        self.flat, self.partners = flat, partners
+        self.uniform = not flat and len({source.width for source in sources}) == 1
+        self.align = align
+        self.runs = _runs(sources)
+        self.numbers = nn.ModuleDict()
+        for position, run in enumerate(self.runs):
+            if isinstance(run, list):
+                self.register_buffer(
+                    _columns(position), torch.tensor([number.column for number in run]), persistent=False
+                )
+                self.numbers[str(position)] = Scale(run, init) if run[0].scaled else Raw(run)
+
+    def forward(self, batch: Batch, rows: Rows) -> Value:
+        parts = [self._part(position, run, batch, rows) for position, run in enumerate(self.runs)]
+        if self.flat:
+            return torch.cat([part.flatten(1) for part in parts], dim=1)
+        value = self._fields(parts)
+        if self.partners is not None:
+            assert isinstance(value, Tensor)
+            return value.view(*value.shape[:2], self.partners, value.shape[2] // self.partners)
+        if self.align is None:
+            return value
+        aligned: Tensor = self.align([value])
+        return aligned
+
+    def _part(self, position: int, run: "TableSource | list[NumberSource]", batch: Batch, rows: Rows) -> Tensor:
+        if isinstance(run, TableSource):
+            return rows.single[run.table, run.field][:, None]
+        columns: Tensor = getattr(self, _columns(position))
+        encoded: Tensor = self.numbers[str(position)](batch.numeric[:, columns])
+        return encoded
+
+    def _fields(self, parts: list[Tensor]) -> Tensor | list[Tensor]:
+        if self.uniform:
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return [x_BD for part in parts for x_BD in part.unbind(1)]
+
+
+def _columns(position: int) -> str:
+    return f"columns{position}"
+
+
+def _runs(sources: Sequence[Source]) -> list[TableSource | list[NumberSource]]:
+    """Fields in order; numeric neighbours that one module can encode in one piece are joined."""
+    runs: list[TableSource | list[NumberSource]] = []
+    for source in sources:
+        last = runs[-1] if runs else None
+        if isinstance(source, TableSource):
+            runs.append(source)
+        elif isinstance(last, list) and _alike(last[0], source):
+            last.append(source)
+        else:
+            runs.append([source])
+    return runs
+
+
+def _alike(a: NumberSource, b: NumberSource) -> bool:
+    return a.scaled == b.scaled and (not a.scaled or a.width == b.width)

@@ -1,0 +1,121 @@
+"""Ops on sequences (`Steps`).
+
+An empty sequence gives zeros wherever one vector comes out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.modules.interactions import dense
+from trainer.modules.values import Steps
+
+
+class Pool(nn.Module):
+    """Mean, sum or maximum over valid steps: (B, d)."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, steps: Steps) -> Tensor:
+        if self.kind == "max":
+            lowest_BTD = steps.x.masked_fill(~steps.mask[..., None], float("-inf"))
+            return lowest_BTD.amax(dim=1).masked_fill(~steps.mask.any(dim=1)[:, None], 0.0)
+        total_BD = steps.x.sum(dim=1)
+        return total_BD / steps.mask.sum(dim=1).clamp(min=1)[:, None] if self.kind == "mean" else total_BD
+
+
+class Last(nn.Module):
+    """The last valid step: (B, d)."""
+
+    def forward(self, steps: Steps) -> Tensor:
+        return last_valid(steps)
+
+
+def last_valid(steps: Steps) -> Tensor:
+    """The last valid step of each row, zeros where there is none: (B, d)."""
+    length_B = steps.mask.sum(dim=1)
+    rows_B = torch.arange(length_B.shape[0], device=length_B.device)
+    last_BD = steps.x[rows_B, (length_B - 1).clamp(min=0)]
+    return last_BD * (length_B > 0)[:, None]
+
+
+class GRU(nn.Module):
+    """The state after the last valid step: (B, hidden)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(width, hidden, batch_first=True)
+
+    def forward(self, steps: Steps) -> Tensor:
+        # Padding stands on the right, so it cannot reach the state at the last valid step.
+        states_BTH, _ = self.gru(steps.x)
+        return last_valid(Steps(states_BTH, steps.mask))
+
+
+class Transformer(nn.Module):
+    """Causal blocks of self-attention and a feed-forward layer as wide as a step: Q -> Q (SASRec, section III).
+
+    Positions count back from the last valid step, so that "most recent" is the same position in every row. Norms
+    stand before each sub-layer and once at the end.
+    """
+
+    def __init__(self, width: int, max_len: int, layers: int, heads: int, dropout: float, init: float) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.empty(max_len, width).normal_(std=init))
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, steps: Steps) -> Steps:
+        length_B1 = steps.mask.sum(dim=1, keepdim=True)
+        age_BT = length_B1 - 1 - torch.arange(steps.mask.shape[1], device=length_B1.device)
+        x_BTD = steps.x + functional.embedding(age_BT.clamp(min=0), self.positions)
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return Steps(self.norm(x_BTD) * steps.mask[..., None], steps.mask)
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.rate = heads, dropout
+        self.attention_norm, self.forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = dense(width, 3 * width), dense(width, width)
+        self.feed_forward = nn.Sequential(
+            dense(width, width), nn.ReLU(), nn.Dropout(dropout), dense(width, width), nn.Dropout(dropout)
+        )
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        qkv_BTHA = self.qkv(self.attention_norm(x_BTD)).view(B, T, 3 * self.heads, D // self.heads)
+        query, key, value = qkv_BTHA.transpose(1, 2).chunk(3, dim=1)
+        # With padding on the right the causal mask alone keeps it out of every valid step.
+        rate = self.rate if self.training else 0.0
+        mixed_BHTA = functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=rate)
+        x_BTD = x_BTD + functional.dropout(self.out(mixed_BHTA.transpose(1, 2).flatten(2)), rate)
+        fed_BTD: Tensor = self.feed_forward(self.forward_norm(x_BTD))
+        return x_BTD + fed_BTD
+
+
+class TargetAttention(nn.Module):
+    """Σ_t a_t x_t, a from an MLP on (step, target, difference, product): Q and (B, d) -> (B, d) (DIN, section 4.3)."""
+
+    def __init__(self, width: int, units: Sequence[int]) -> None:
+        super().__init__()
+        widths = [4 * width, *units]
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, units, strict=False):
+            layers += [dense(before, after), nn.ReLU()]
+        self.score = nn.Sequential(*layers, dense(widths[-1], 1))
+
+    def forward(self, steps: Steps, target_BD: Tensor) -> Tensor:
+        target_BTD = target_BD[:, None].expand_as(steps.x)
+        difference_BTD, product_BTD = steps.x - target_BTD, steps.x * target_BTD
+        score_BT1: Tensor = self.score(torch.cat([steps.x, target_BTD, difference_BTD, product_BTD], dim=2))
+        # Padding steps are zeros, so their scores drop out of the sum.
+        return (score_BT1 * steps.x).sum(dim=1)

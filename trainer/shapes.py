@@ -1,0 +1,594 @@
+"""Shapes, parameters and multiply-adds of an architecture, from its description alone (no torch).
+
+`infer` refuses every description that cannot be built, with the name of the node at fault, before any weight exists.
+The builder takes its sizes from the same functions, so what is counted here is what is built.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from typing import Any
+
+from trainer.architecture import (
+    FFM,
+    FM,
+    GRU,
+    MHA,
+    MLP,
+    Align,
+    Architecture,
+    ArchitectureError,
+    Attention,
+    Concat,
+    Cross,
+    Dot,
+    Elementwise,
+    Encoder,
+    FieldsNode,
+    FieldSpec,
+    Inner,
+    Last,
+    Node,
+    Pairs,
+    PairsTableEncoder,
+    Pool,
+    RawEncoder,
+    ScaleEncoder,
+    ShareEncoder,
+    TableEncoder,
+    TargetAttention,
+    Transformer,
+    View,
+)
+
+
+@dataclass(frozen=True)
+class V:
+    """(B, width)"""
+
+    width: int
+
+
+@dataclass(frozen=True)
+class F:
+    """(B, M, d) where all widths are d; otherwise M vectors of their own widths. `names` label the fields."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """All fields side by side."""
+        return sum(self.widths)
+
+
+@dataclass(frozen=True)
+class Q:
+    """(B, T, width) and a mask; T is at most `length`."""
+
+    length: int
+    width: int
+
+
+@dataclass(frozen=True)
+class P:
+    """(B, M, M - 1, dim): field-aware vectors of M fields, partners in field order without the field itself."""
+
+    fields: int
+    dim: int
+
+
+Shape = V | F | Q | P
+
+
+@dataclass(frozen=True)
+class Lift:
+    """A bias-free linear map of field `position` (counted over all inputs) from its own width to the common one."""
+
+    position: int
+    width_in: int
+    width_out: int
+
+    @property
+    def parameters(self) -> int:
+        return self.width_in * self.width_out
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The fields an op works on, and how they get their common width: some lifted, the others padded if narrower."""
+
+    names: tuple[str, ...]
+    width: int
+    lifts: tuple[Lift, ...] = ()
+
+    @property
+    def fields(self) -> int:
+        return len(self.names)
+
+    @property
+    def pairs(self) -> int:
+        return comb(self.fields, 2)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameters (tables: all encoders; lifts: maps that align widths; dense: the rest) and multiply-adds per row.
+
+    Multiply-adds count products and leave out activations, look-ups, sums and softmax denominators; sequences count
+    at full length.
+    """
+
+    tables: int
+    lifts: int
+    dense: int
+    flops: int
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.lifts + self.dense
+
+
+def infer(architecture: Architecture) -> dict[str, Shape]:
+    """The shape of every view, `view.field` and node, by reference.
+
+    Raises ArchitectureError that names the first view or node whose inputs do not fit.
+    """
+    shapes: dict[str, Shape] = {}
+    for name, view in architecture.views.items():
+        shapes.update(_view_shapes(architecture, name, view))
+    for node in architecture.nodes:
+        shapes[node.id] = _RULES[type(node)](node, _Inputs(f"node '{node.id}'", node.inputs, shapes))
+    head = _Inputs("head", architecture.head.inputs, shapes)
+    head.flat()
+    return shapes
+
+
+def count(architecture: Architecture) -> Counts:
+    """Parameters and multiply-adds of the built model; parts that the head does not reach are not built."""
+    live = architecture.live()
+    shapes = infer(live)
+    tables = lifts = dense = flops = 0
+    for name, view in live.views.items():
+        tables += sum(encoder_parameters(live, view, field) for field in view.encoders)
+        view_lifts = sum(lift.parameters for lift in view_collected(live, name).lifts)
+        lifts += view_lifts
+        flops += view_lifts + sum(_encoder_flops(live, view, field) for field in view.encoders)
+    for node in live.nodes:
+        inputs = _Inputs(node.id, node.inputs, shapes)
+        node_lifts = sum(lift.parameters for lift in collected(node, shapes).lifts) if fields_op(node) else 0
+        parameters, multiply_adds = _COUNTS[type(node)](node, inputs)
+        lifts, dense, flops = lifts + node_lifts, dense + parameters, flops + node_lifts + multiply_adds
+    head_maps = sum(head_map_widths(live, shapes))
+    return Counts(tables, lifts, dense + head_maps + live.head.bias, flops + head_maps)
+
+
+# ---- views ----------------------------------------------------------------------------------------------------------
+
+
+def encoder_width(field: FieldSpec, encoder: Encoder, view: View, architecture: Architecture) -> int:
+    """How many numbers the encoder gives per row (per step, for a sequence)."""
+    match encoder:
+        case RawEncoder():
+            return 2 if field.missing else 1
+        case ShareEncoder():
+            shared = architecture.views[encoder.view].encoders[field.of or ""]
+            assert isinstance(shared, TableEncoder)
+            return shared.dim
+        case PairsTableEncoder():
+            return encoder.dim * (len(view.encoders) - 1)
+        case TableEncoder() | ScaleEncoder():
+            return encoder.dim
+
+
+def encoder_parameters(architecture: Architecture, view: View, name: str) -> int:
+    """Number of weights of the encoder of field `name`."""
+    field, encoder = architecture.fields[name], view.encoders[name]
+    if isinstance(encoder, RawEncoder | ShareEncoder):
+        return 0
+    rows = 1 + field.missing if field.kind == "numeric" else field.cardinality
+    return rows * encoder_width(field, encoder, view, architecture)
+
+
+def view_collected(architecture: Architecture, name: str) -> Collected:
+    """The fields of a view and their common width; the width is 0 where they stay unequal."""
+    view = architecture.views[name]
+    widths = _encoder_widths(architecture, view)
+    names = tuple(view.encoders)
+    if view.align is None:
+        return Collected(names, widths[0] if len(set(widths)) == 1 else 0)
+    width = view.width or (min(widths) if view.align == "min" else max(widths))
+    lifts = () if view.align == "pad" else _lifts(widths, width)
+    return Collected(names, width, lifts)
+
+
+def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str, Shape]:
+    where = f"view '{name}'"
+    kind = _view_kind(architecture, where, view)
+    _check_align(where, view, kind)
+    widths = _encoder_widths(architecture, view)
+    if kind is P:
+        return {name: _field_aware_shape(where, view)}
+    if kind is Q:
+        field = next(iter(view.encoders))
+        sequence = Q(architecture.fields[field].max_len, widths[0])
+        return {name: sequence, f"{name}.{field}": sequence}
+    if view.align is not None:
+        width = view_collected(architecture, name).width
+        if view.align == "pad" and width < max(widths):
+            raise ArchitectureError(f"{where}: align 'pad' cannot make width {max(widths)} narrower; use 'lift'")
+        widths = (width,) * len(widths)
+    shapes: dict[str, Shape] = {f"{name}.{field}": V(width) for field, width in zip(view.encoders, widths, strict=True)}
+    shapes[name] = V(sum(widths)) if kind is V else F(tuple(view.encoders), widths)
+    return shapes
+
+
+def _check_align(where: str, view: View, kind: type[Shape]) -> None:
+    if view.align is not None and kind is not F:
+        raise ArchitectureError(f"{where}: align needs plain tables and scaled numbers only")
+    if view.align is None and view.width is not None:
+        raise ArchitectureError(f"{where}: width needs an align rule (lift or pad)")
+    if view.align == "min" and view.width is not None:
+        raise ArchitectureError(f"{where}: align 'min' takes the least width, so leave width out")
+
+
+def _view_kind(architecture: Architecture, where: str, view: View) -> type[Shape]:
+    kinds = {type(encoder) for encoder in view.encoders.values()}
+    if any(architecture.fields[field].kind == "sequence" for field in view.encoders):
+        if len(view.encoders) > 1:
+            raise ArchitectureError(f"{where}: a sequence field needs a view of its own")
+        return Q
+    if PairsTableEncoder in kinds:
+        return P
+    return V if RawEncoder in kinds else F
+
+
+def _field_aware_shape(where: str, view: View) -> P:
+    dims = {encoder.dim for encoder in view.encoders.values() if isinstance(encoder, PairsTableEncoder)}
+    same_kind = all(isinstance(encoder, PairsTableEncoder) for encoder in view.encoders.values())
+    if len(dims) > 1 or not same_kind or len(view.encoders) < 2:
+        raise ArchitectureError(f"{where}: field-aware encoders need two fields or more, all pairs_table of one dim")
+    return P(len(view.encoders), dims.pop())
+
+
+def _encoder_widths(architecture: Architecture, view: View) -> tuple[int, ...]:
+    return tuple(
+        encoder_width(architecture.fields[name], encoder, view, architecture) for name, encoder in view.encoders.items()
+    )
+
+
+def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
+    # Look-ups are free; a number times a vector is one product per coordinate.
+    field, encoder = architecture.fields[name], view.encoders[name]
+    scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder)
+    return encoder_width(field, encoder, view, architecture) if scaled else 0
+
+
+# ---- inputs of nodes ------------------------------------------------------------------------------------------------
+
+
+class _Inputs:
+    """The inputs of one node (or the head) with their shapes, and how to read them."""
+
+    def __init__(self, where: str, refs: Sequence[str], shapes: Mapping[str, Shape]) -> None:
+        self.where, self.refs = where, refs
+        for ref in refs:
+            if ref not in shapes:
+                raise ArchitectureError(f"{where}: '{ref}' is field-aware and cannot be used alone")
+        self.shapes = [shapes[ref] for ref in refs]
+
+    def flat(self) -> int:
+        """The width of all inputs flattened and put side by side."""
+        return sum(shape.width for shape in self._vectors())
+
+    def fields(self) -> F:
+        """All inputs as fields of their own widths."""
+        names: list[str] = []
+        widths: list[int] = []
+        for ref, shape in zip(self.refs, self._vectors(), strict=True):
+            names += shape.names if isinstance(shape, F) else [_label(ref)]
+            widths += shape.widths if isinstance(shape, F) else [shape.width]
+        return F(tuple(names), tuple(widths))
+
+    def _vectors(self) -> list[V | F]:
+        vectors: list[V | F] = []
+        for ref, shape in zip(self.refs, self.shapes, strict=True):
+            if not isinstance(shape, V | F):
+                advice = "pool it first" if isinstance(shape, Q) else "only ffm takes it"
+                raise ArchitectureError(f"{self.where}: '{ref}' is {_KIND_WORDS[type(shape)]}; {advice}")
+            vectors.append(shape)
+        return vectors
+
+    def sequence(self, others: int = 0) -> Q:
+        """The first input, which must be a sequence, followed by `others` inputs."""
+        first = self.shapes[0]
+        if not isinstance(first, Q) or len(self.shapes) != 1 + others:
+            raise ArchitectureError(f"{self.where}: needs one sequence{' and one vector' if others else ''} as input")
+        return first
+
+    def field_aware(self) -> P:
+        first = self.shapes[0]
+        if not isinstance(first, P) or len(self.shapes) != 1:
+            raise ArchitectureError(f"{self.where}: needs one whole view of pairs_table encoders as input")
+        return first
+
+
+_KIND_WORDS: dict[type[Shape], str] = {Q: "a sequence", P: "field-aware"}
+
+
+def _label(ref: str) -> str:
+    """The name under which `pairs` finds a V input: the field of `view.field`, or the node's or view's own."""
+    return ref.partition(".")[2] or ref
+
+
+def fields_op(node: Node) -> bool:
+    """Whether the node collects fields of one width."""
+    return isinstance(node, FieldsNode)
+
+
+def collected(node: Node, shapes: Mapping[str, Shape]) -> Collected:
+    """The fields that a fields op works on, and the lifts that bring them to one width."""
+    assert isinstance(node, FieldsNode)
+    return _collected(node, _Inputs(f"node '{node.id}'", node.inputs, shapes))
+
+
+def _collected(node: FieldsNode, inputs: _Inputs) -> Collected:
+    fields = inputs.fields()
+    width = _common_width(inputs.where, fields.widths, node.align, node.width if isinstance(node, MHA) else node.dim)
+    return Collected(fields.names, width, () if node.align == "pad" else _lifts(fields.widths, width))
+
+
+def _common_width(where: str, widths: tuple[int, ...], align: Align | None, dim: int | None) -> int:
+    if dim is not None:
+        if align in ("min", "pad"):
+            raise ArchitectureError(f"{where}: dim sets the width, so align must be 'lift' or left out, not '{align}'")
+        return dim
+    if align == "min":
+        return min(widths)
+    if align == "pad":
+        return max(widths)
+    if len(set(widths)) > 1:
+        raise ArchitectureError(f"{where}: inputs are {sorted(set(widths))} wide; set dim, or align: min or pad")
+    return widths[0]
+
+
+def _lifts(widths: tuple[int, ...], width: int) -> tuple[Lift, ...]:
+    return tuple(Lift(position, w, width) for position, w in enumerate(widths) if w != width)
+
+
+def kept_pairs(node: Pairs, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """The pairs as positions among the collected fields, in field order."""
+    where = f"node '{node.id}'"
+    if len(names) < 2:
+        raise ArchitectureError(f"{where}: pairs need two fields or more")
+    if node.keep == "all":
+        return tuple((a, b) for a in range(len(names)) for b in range(a + 1, len(names)))
+    if len(set(names)) < len(names):
+        raise ArchitectureError(f"{where}: keep cannot tell fields of equal name apart: {', '.join(sorted(names))}")
+    pairs = []
+    for pair in node.keep:
+        for name in pair:
+            if name not in names:
+                raise ArchitectureError(f"{where}: keep: no field '{name}' among {', '.join(names)}")
+        a, b = sorted(names.index(name) for name in pair)
+        pairs.append((a, b))
+    if not pairs or len(set(pairs)) < len(pairs) or any(a == b for a, b in pairs):
+        raise ArchitectureError(f"{where}: keep must list one pair or more, each once, of two different fields")
+    return tuple(sorted(pairs))
+
+
+def head_map_widths(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[int]:
+    """The width of each linear map to one number in the head: one over everything, or one per wide summand."""
+    if architecture.head.mode == "linear":
+        return [_Inputs("head", architecture.head.inputs, shapes).flat()]
+    return [width for width in map(_summand_width, (shapes[ref] for ref in architecture.head.inputs)) if width > 1]
+
+
+def _summand_width(shape: Shape) -> int:
+    assert isinstance(shape, V | F)
+    first_order = isinstance(shape, F) and set(shape.widths) == {1}
+    return 1 if first_order else shape.width
+
+
+# ---- one rule per op: the output's shape ----------------------------------------------------------------------------
+
+
+def _flat_rule(node: Concat | Cross, inputs: _Inputs) -> Shape:
+    return V(inputs.flat())
+
+
+def _number_rule(node: Inner | FM, inputs: _Inputs) -> Shape:
+    _collected(node, inputs)
+    return V(1)
+
+
+def _elementwise_rule(node: Elementwise, inputs: _Inputs) -> Shape:
+    return V(_collected(node, inputs).width)
+
+
+def _pairs_rule(node: Pairs, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    kept_pairs(node, fields.names)
+    return V(fields.width if node.out == "vector" else 1)
+
+
+def _ffm_rule(node: FFM, inputs: _Inputs) -> Shape:
+    inputs.field_aware()
+    return V(1)
+
+
+def _dot_rule(node: Dot, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    if node.triangle == "strict" and fields.fields < 2:
+        raise ArchitectureError(f"{inputs.where}: dot needs two fields or more, or triangle: full")
+    return V(dot_width(node, fields))
+
+
+def dot_width(node: Dot, fields: Collected) -> int:
+    """Number of inner products."""
+    return fields.pairs + (fields.fields if node.triangle == "full" else 0)
+
+
+def _mha_rule(node: MHA, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    return F(fields.names, (node.heads * node.dim,) * fields.fields)
+
+
+def _mlp_rule(node: MLP, inputs: _Inputs) -> Shape:
+    inputs.flat()
+    return V(node.units[-1])
+
+
+def _to_vector_rule(node: Pool | Last, inputs: _Inputs) -> Shape:
+    return V(inputs.sequence().width)
+
+
+def _gru_rule(node: GRU, inputs: _Inputs) -> Shape:
+    inputs.sequence()
+    return V(node.hidden)
+
+
+def _transformer_rule(node: Transformer, inputs: _Inputs) -> Shape:
+    sequence = inputs.sequence()
+    if sequence.width % node.heads:
+        raise ArchitectureError(f"{inputs.where}: width {sequence.width} does not divide into {node.heads} heads")
+    return sequence
+
+
+def _target_attention_rule(node: TargetAttention, inputs: _Inputs) -> Shape:
+    sequence = inputs.sequence(others=1)
+    target = inputs.shapes[1]
+    if not isinstance(target, V) or target.width != sequence.width:
+        raise ArchitectureError(f"{inputs.where}: the target (second input) must be a vector {sequence.width} wide")
+    return V(sequence.width)
+
+
+_RULES: dict[type[Node], Callable[[Any, _Inputs], Shape]] = {
+    Concat: _flat_rule,
+    Inner: _number_rule,
+    Elementwise: _elementwise_rule,
+    FM: _number_rule,
+    Pairs: _pairs_rule,
+    FFM: _ffm_rule,
+    Dot: _dot_rule,
+    Cross: _flat_rule,
+    MHA: _mha_rule,
+    MLP: _mlp_rule,
+    Pool: _to_vector_rule,
+    GRU: _gru_rule,
+    Transformer: _transformer_rule,
+    Last: _to_vector_rule,
+    TargetAttention: _target_attention_rule,
+}
+
+
+# ---- one count per op: (parameters, multiply-adds per row) without lifts --------------------------------------------
+
+
+def _free_count(node: Concat | Last, inputs: _Inputs) -> tuple[int, int]:
+    return 0, 0
+
+
+def _product_count(node: Inner | Elementwise, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    return 0, (fields.fields - 1) * fields.width
+
+
+def _fm_count(node: FM, inputs: _Inputs) -> tuple[int, int]:
+    # Through the power sums: one square per coordinate of each field, one of their sum.
+    fields = _collected(node, inputs)
+    return 0, (fields.fields + 1) * fields.width
+
+
+def _pairs_count(node: Pairs, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    pairs, width = len(kept_pairs(node, fields.names)), fields.width
+    out = width if node.out == "linear" else 0
+    if isinstance(node.weight, Attention):
+        hidden = node.weight.attention
+        return hidden * (width + 2) + out, pairs * (2 * width + hidden * (width + 1)) + out
+    if node.weight == "scalar":
+        return pairs + out, 2 * pairs * width + out
+    return out, pairs * width + out
+
+
+def _ffm_count(node: FFM, inputs: _Inputs) -> tuple[int, int]:
+    shape = inputs.field_aware()
+    return 0, comb(shape.fields, 2) * shape.dim
+
+
+def _dot_count(node: Dot, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    return 0, dot_width(node, fields) * fields.width
+
+
+def _cross_count(node: Cross, inputs: _Inputs) -> tuple[int, int]:
+    n = inputs.flat()
+    weights = n if node.kind == "vector" else n * n
+    return node.layers * (weights + n), node.layers * (weights + n)
+
+
+def _mha_count(node: MHA, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    out = node.heads * node.dim
+    widths = [fields.width] + [out] * (node.layers - 1)
+    maps = sum((3 + node.residual) * width * out for width in widths)
+    return maps, fields.fields * maps + node.layers * 2 * fields.fields**2 * out
+
+
+def mlp_parameters(width: int, units: Sequence[int]) -> tuple[int, int]:
+    """Weights with biases, and multiply-adds, of linear layers from `width` through `units`."""
+    pairs = list(zip([width, *units], units, strict=False))
+    products = sum(before * after for before, after in pairs)
+    return products + sum(units), products
+
+
+def _mlp_count(node: MLP, inputs: _Inputs) -> tuple[int, int]:
+    parameters, flops = mlp_parameters(inputs.flat(), node.units)
+    if node.norm == "batch":
+        return parameters + 2 * sum(node.units), flops + sum(node.units)
+    return parameters, flops
+
+
+def _pool_count(node: Pool, inputs: _Inputs) -> tuple[int, int]:
+    sequence = inputs.sequence()
+    return 0, sequence.length * sequence.width
+
+
+def _gru_count(node: GRU, inputs: _Inputs) -> tuple[int, int]:
+    sequence, hidden = inputs.sequence(), node.hidden
+    weights = 3 * hidden * (sequence.width + hidden)
+    return weights + 6 * hidden, sequence.length * weights
+
+
+def _transformer_count(node: Transformer, inputs: _Inputs) -> tuple[int, int]:
+    sequence = inputs.sequence()
+    steps, d = sequence.length, sequence.width
+    attention, feed_forward, norms = 4 * d * d + 4 * d, 2 * d * d + 2 * d, 4 * d
+    parameters = steps * d + node.layers * (attention + feed_forward + norms) + 2 * d
+    return parameters, node.layers * (steps * 6 * d * d + 2 * steps * steps * d)
+
+
+def _target_attention_count(node: TargetAttention, inputs: _Inputs) -> tuple[int, int]:
+    sequence = inputs.sequence(others=1)
+    parameters, flops = mlp_parameters(4 * sequence.width, [*node.units, 1])
+    return parameters, sequence.length * (flops + 2 * sequence.width)
+
+
+_COUNTS: dict[type[Node], Callable[[Any, _Inputs], tuple[int, int]]] = {
+    Concat: _free_count,
+    Inner: _product_count,
+    Elementwise: _product_count,
+    FM: _fm_count,
+    Pairs: _pairs_count,
+    FFM: _ffm_count,
+    Dot: _dot_count,
+    Cross: _cross_count,
+    MHA: _mha_count,
+    MLP: _mlp_count,
+    Pool: _pool_count,
+    GRU: _gru_count,
+    Transformer: _transformer_count,
+    Last: _free_count,
+    TargetAttention: _target_attention_count,
+}
