@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.messages import Key, KeyPath, Problem, dotted
-from trainer.errors import UserError
+from pipelines.messages import Key, KeyPath, Problem, SpecError, dotted
 
 SECTIONS_OUTSIDE_SPEC = ("apiVersion", "kind", "metadata", "spec")
 
@@ -26,17 +25,17 @@ class Override:
     def parse(text: str) -> "Override":
         """
         Raises:
-            UserError: no `=`, an empty key, or a value that is not YAML.
+            SpecError: no `=`, an empty key, or a value that is not YAML.
         """
         key, equals, value = text.partition("=")
         parts = key.strip().split(".")
         if not equals or not all(parts):
-            raise UserError(f"--set {text}: write KEY=VALUE, such as --set search.trials=20")
+            raise SpecError(f"--set {text}: write KEY=VALUE, such as --set search.trials=20")
         try:
             node = yaml.compose(value, Loader=_Loader)
             data = None if node is None else _Reader(node).data
         except (yaml.YAMLError, _FormatError) as error:
-            raise UserError(f"--set {text}: the value is not YAML ({_reason(error)})") from None
+            raise SpecError(f"--set {text}: the value is not YAML ({_reason(error)})") from None
         prefix = () if parts[0] in SECTIONS_OUTSIDE_SPEC else ("spec",)
         keys = tuple(int(part) if part.isdecimal() else part for part in parts)
         return Override(text, prefix + keys, data)
@@ -55,7 +54,7 @@ class Document:
     def read(path: Path) -> "Document":
         """
         Raises:
-            UserError: the file cannot be read, is not YAML, or is not a mapping without duplicate keys.
+            SpecError: the file cannot be read, is not YAML, or is not a mapping without duplicate keys.
         """
         try:
             node = yaml.compose(_text(path), Loader=_Loader)
@@ -63,14 +62,14 @@ class Document:
                 raise _FormatError("not a pipeline: the file must begin with 'apiVersion: dalil.dev/v1alpha1'", node)
             reader = _Reader(node)
         except (yaml.YAMLError, _FormatError) as error:
-            raise UserError(f"{path}:{_error_line(error)}: {_reason(error)}") from None
+            raise SpecError(f"{path}:{_error_line(error)}: {_reason(error)}") from None
         return Document(path, reader.data, reader.lines)
 
     def apply(self, override: Override) -> None:
         """Put the override's value in place; mappings on the way are made where they are missing.
 
         Raises:
-            UserError: the way leads through a value that has no keys.
+            SpecError: the way leads through a value that has no keys.
         """
         place: Any = self.data
         *way, last = override.path
@@ -98,10 +97,10 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); a pipeline file is plain YAML") from None
+        raise SpecError(f"{path}: not UTF-8 text (byte {error.start}); a pipeline file is plain YAML") from None
     except OSError as error:
         hint = "; `ls pipelines/gallery` shows ready-made files" if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"{path}: {(error.strerror or str(error)).lower()}{hint}") from None
+        raise SpecError(f"{path}: {(error.strerror or str(error)).lower()}{hint}") from None
 
 
 def _descend(place: Any, key: Key, override: Override, depth: int) -> Any:
@@ -116,9 +115,9 @@ def _check_place(place: Any, key: Key, override: Override, depth: int) -> None:
     if isinstance(place, dict):
         return
     if not isinstance(place, list):
-        raise UserError(f"--set {override.text}: {where} is {place!r} and has no key {key!r}")
+        raise SpecError(f"--set {override.text}: {where} is {place!r} and has no key {key!r}")
     if not isinstance(key, int) or key >= len(place):
-        raise UserError(f"--set {override.text}: {where} is a list; its items are 0 to {len(place) - 1}")
+        raise SpecError(f"--set {override.text}: {where} is a list; its items are 0 to {len(place) - 1}")
 
 
 class _FormatError(Exception):

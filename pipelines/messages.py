@@ -8,8 +8,14 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from trainer.errors import UserError
+
 Key = str | int
 KeyPath = tuple[Key, ...]
+
+
+class SpecError(UserError):
+    """A pipeline file or a `--set` that is not valid. `str(error)` has one line per mistake, each with its place."""
 
 
 @dataclass(frozen=True)

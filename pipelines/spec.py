@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from components.dataset import DatasetSpec
 from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
 from pipelines.document import Document, Override
-from pipelines.messages import Problem, explain, suggest
-from trainer.errors import UserError
+from pipelines.messages import Problem, SpecError, explain, suggest
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -25,10 +24,6 @@ METRICS: dict[Task, tuple[Metric, ...]] = {"ctr": ("logloss", "auc"), "rating": 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=52)]
 """As Kubernetes wants it for a label, with room for the suffixes of the pipeline's jobs."""
-
-
-class SpecError(UserError):
-    """A pipeline file that is not valid. `str(error)` has one line per mistake."""
 
 
 class Metadata(BaseModel):

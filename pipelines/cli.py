@@ -1,0 +1,140 @@
+"""The `dalil` command. Every import that takes time stands inside the command that needs it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    help="Searches, trains and ships recommender models: one file in, a registered MLflow model out.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _overview(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+File = Annotated[Path, typer.Argument(help="pipeline file, such as pipelines/gallery/quickstart.yaml")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a key below spec, such as dataset.source=logs.csv"),
+]
+
+
+@app.command()
+def run(
+    file: File,
+    overrides: Set = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the run and its report; runs/NAME if not given")
+    ] = None,
+) -> None:
+    """Run a pipeline here; run it again to continue."""
+    from pipelines.spec import load
+
+    pipeline = load(file, tuple(overrides or ()))
+    folder = output or Path("runs") / pipeline.metadata.name
+
+    from components.shipping import tracking_uri
+    from pipelines import leaderboard, local
+    from pipelines.progress import Display
+
+    with Display() as display:
+        report = local.run(pipeline, folder, display)
+    uri = tracking_uri(folder, pipeline.spec.tracking.uri)
+    commands = leaderboard.next_commands(pipeline, file, folder, uri)
+    leaderboard.show(display.console, report, commands, folder)
+
+
+@app.command()
+def validate(file: File, overrides: Set = None) -> None:
+    """Check a pipeline file, one line per mistake."""
+    from pipelines.spec import load
+
+    pipeline = load(file, tuple(overrides or ()))
+    print(f"{file}: valid ({pipeline.metadata.name})")
+
+
+@app.command()
+def render(file: File, overrides: Set = None) -> None:
+    """Print a pipeline file with all its defaults."""
+    from pipelines import spec
+
+    print(spec.render(spec.load(file, tuple(overrides or ()))), end="")
+
+
+@app.command()
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="the reference page docs/pipeline.md instead")] = False,
+) -> None:
+    """Print the file's OpenAPI schema, as a CRD has it."""
+    if markdown:
+        from pipelines.reference import reference_page
+
+        print(reference_page(), end="")
+        return
+    import yaml
+
+    from pipelines.schema import structural_schema
+
+    print(yaml.safe_dump(structural_schema(), sort_keys=False, allow_unicode=True, width=120), end="")
+
+
+@app.command()
+def infer(file: Annotated[str, typer.Argument(help="a csv or parquet file, any URL")]) -> None:
+    """Propose a dataset section for a csv or parquet file."""
+    from components.infer import infer as propose
+
+    print(propose(file), end="")
+
+
+def main() -> NoReturn:
+    """Entry point: a user's mistake is one line and exit code 2, Ctrl-C one line and 130."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(prog_name="dalil", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted; the same command again continues where it stopped", 130)
+    except typer.TyperException as error:  # a wrong option or argument
+        _fail(f"error: {error.format_message().rstrip('.')}; `dalil --help` shows what there is", error.exit_code)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _explain(error)
+    sys.exit(0)
+
+
+def _explain(error: Exception) -> NoReturn:
+    from trainer.errors import UserError
+
+    if isinstance(error, UserError):
+        from pipelines.messages import SpecError
+
+        _fail(str(error) if isinstance(error, SpecError) else f"error: {error}", 2)
+    if type(error).__name__ == "StepError":
+        _fail(f"error: {error}; the same command again continues where it stopped", 1)
+    raise error
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The four steps of a pipeline as data: what each reads, and when its result is still good.
+
+A step's digest covers the settings it depends on, the digests of its input steps, the state of its source files and its
+code. Equal digests mean equal results, so a complete folder with the digest of today is not made again.
+"""
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import components
+from components.artifacts import digest_of
+from components.dataset import DatasetSpec
+from pipelines.spec import SearchPipeline
+
+ROOT = Path(components.__file__).parents[1]
+PACKAGES = ("components", "trainer")
+WITHOUT_EFFECT = {"components.events", "components.tracking"}
+"""Modules that report what a step does, and cannot change what it makes."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step. Paths such as `train.seeds` name keys below `spec`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """Earlier steps whose folders it reads."""
+    settings: tuple[str, ...]
+    """The parts of the file that its result depends on."""
+    without: tuple[str, ...] = ()
+    """Keys in these parts that have no effect on the result."""
+    resumable: bool = False
+    """Goes on in the folder that a killed run has left. Otherwise it starts in an empty one."""
+    extends: tuple[str, ...] = ()
+    """Keys whose change leaves finished work valid, so that the step goes on from an earlier result."""
+    data: str = ""
+    """Files below the repository's root, as a pattern, that belong to its code."""
+
+
+STEPS = (
+    Step("ingest", inputs=(), settings=("dataset",)),
+    Step(
+        "search",
+        inputs=("ingest",),
+        settings=("search", "train"),
+        without=("train.seeds",),
+        resumable=True,
+        extends=("search.trials", "train.baselines", "train.candidates"),
+        data="trainer/zoo/*.yaml",
+    ),
+    Step("train", inputs=("ingest", "search"), settings=("train",), resumable=True),
+    Step(
+        "evaluate",
+        inputs=("ingest", "search", "train"),
+        settings=("evaluate", "tracking"),
+        data="components/*.css",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step of one pipeline, with the digests that its result must carry."""
+
+    step: Step
+    digest: str
+    resume: str
+    """The digest without the keys that the step `extends`."""
+    inputs: dict[str, str]
+
+
+def plan(pipeline: SearchPipeline) -> list[Plan]:
+    """The steps in order.
+
+    Raises:
+        UserError: a source cannot be reached.
+    """
+    spec = pipeline.spec.model_dump(mode="json")
+    # Trials run at the same time see the same history, so workers belong to the search; they do not to anything else.
+    facts: dict[str, Any] = {
+        "ingest": source_state(pipeline.spec.dataset),
+        "evaluate": pipeline.metadata.name,
+    }
+    digests: dict[str, str] = {}
+    plans = []
+    for step in STEPS:
+        inputs = {name: digests[name] for name in step.inputs}
+        basis = (step.name, facts.get(step.name), inputs, code_version(step))
+        digest = digest_of(*basis, _chosen(spec, step.settings, step.without))
+        resume = digest_of(*basis, _chosen(spec, step.settings, step.without + step.extends))
+        plans.append(Plan(step, digest, resume, inputs))
+        digests[step.name] = digest
+    return plans
+
+
+def source_state(dataset: DatasetSpec) -> list[dict[str, str]]:
+    """What storage says about the source files (size, time, tag), so that changed files are read again.
+
+    Raises:
+        UserError: a source is missing or cannot be read.
+    """
+    if dataset.format == "planted":
+        return []
+    from components.source import beside, list_files
+
+    urls = [url for url in (dataset.source, dataset.split.valid, dataset.split.test) if url]
+    if dataset.format == "movielens":
+        joined = (beside(urls[0], f"{name}.dat", f"{name}.dat.gz") for name in ("users", "movies"))
+        urls += [url for url in joined if url]
+    return [_file_state(file) for url in urls for file in list_files(url)]
+
+
+def _file_state(url: str) -> dict[str, str]:
+    from fsspec.core import url_to_fs
+
+    files, path = url_to_fs(url)
+    info = files.info(path)
+    marks = ("size", "mtime", "ETag", "LastModified", "updated", "md5Hash")
+    return {"url": url} | {mark: str(info[mark]) for mark in marks if mark in info}
+
+
+def code_version(step: Step) -> str:
+    """Digest of every module of ours that the step imports, directly or not; comments and docstrings do not count."""
+    version = sha256()
+    for module in sorted(_imported(f"components.{step.name}")):
+        version.update(module.encode() + _parsed(module).content)
+    for file in sorted(ROOT.glob(step.data)) if step.data else []:
+        version.update(file.read_bytes())
+    return version.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Module:
+    imports: frozenset[str]
+    content: bytes
+
+
+def _imported(entry: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [entry]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen | WITHOUT_EFFECT and _file(module):
+            seen.add(module)
+            waiting += _parsed(module).imports
+    return seen
+
+
+@cache
+def _parsed(module: str) -> _Module:
+    file = _file(module)
+    tree = ast.parse(file.read_bytes()) if file else ast.Module([], [])
+    imports = frozenset(name for name in _names(tree) if name.split(".")[0] in PACKAGES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [item for item in node.body if not _is_text(item)]
+    return _Module(imports, ast.dump(tree).encode())
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _file(module: str) -> Path | None:
+    base = ROOT.joinpath(*module.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _chosen(spec: dict[str, Any], settings: tuple[str, ...], without: tuple[str, ...]) -> dict[str, Any]:
+    """The named parts of the file, without the named keys."""
+    parts = {name: dict(spec[name]) for name in settings}
+    for path in without:
+        part, key = path.split(".")
+        parts[part].pop(key)
+    return parts
