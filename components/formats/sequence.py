@@ -1,0 +1,43 @@
+"""Event sequences without labels: SASRec's `user item` pairs, or a line `user item item ...` per user, oldest first.
+
+Every event becomes a row with label 1; ingest adds the user's earlier items as `history` and draws negatives.
+"""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from components.dataset import DatasetSpec
+from components.formats.layout import Format, Layout
+from components.formats.text import first_lines, one_space, read_lines, split_columns
+from components.rejects import TEXT, Rejects
+
+_LOOK = 1000
+"""Lines that decide between pairs and lists."""
+
+
+def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
+    return Layout(
+        {"user": "categorical", "item": "categorical"}, label="event", group="user", histories={"history": "item"}
+    )
+
+
+def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    pairs = all(len(line.split()) == 2 for line in first_lines(url, _LOOK))
+    for lines in read_lines(url, rejects):
+        frame = _pairs(lines, rejects) if pairs else _lists(lines, rejects)
+        yield frame.with_columns(event=pl.lit("1"))
+
+
+FORMAT = Format(describe, rows)
+
+
+def _pairs(lines: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
+    return split_columns(one_space(lines), " ", ["user", "item"], rejects)
+
+
+def _lists(lines: pl.DataFrame, rejects: Rejects) -> pl.DataFrame:
+    lines = one_space(lines)
+    lines = rejects.drop(lines, ~lines[TEXT].str.contains(" ", literal=True), "a user without items")
+    words = lines[TEXT].str.split(" ")
+    return lines.with_columns(user=words.list.first(), item=words.list.slice(1)).explode("item")

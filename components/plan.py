@@ -1,0 +1,112 @@
+"""What ingest makes of a spec and a format's layout: which columns become which fields."""
+
+import difflib
+from dataclasses import dataclass, field
+
+from components.dataset import DatasetSpec, FieldSpec
+from components.formats import Layout
+from trainer.errors import UserError
+from trainer.schema import FieldKind, Transform
+
+RESERVED = ("label", "row", "truth")
+"""Columns that ingest writes beside the fields."""
+
+
+@dataclass(frozen=True)
+class PlannedField:
+    name: str
+    kind: FieldKind
+    settings: FieldSpec
+    transform: Transform
+    min_count: int
+    of: str | None = None
+    history: bool = False
+    """Made from earlier rows of the group, not read."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Fields in order, and the columns that are no fields."""
+
+    fields: tuple[PlannedField, ...]
+    label: str
+    time: str | None
+    group: str | None
+    truth: str | None
+    histories: tuple[PlannedField, ...] = field(default=())
+
+    @property
+    def read(self) -> tuple[PlannedField, ...]:
+        """Fields that stand in the files."""
+        return tuple(planned for planned in self.fields if not planned.history)
+
+
+def plan(spec: DatasetSpec, layout: Layout) -> Plan:
+    """Settle every field.
+
+    Raises:
+        UserError: the spec names a column that is not there, or something it needs is missing.
+    """
+    time, group = spec.time or layout.time, spec.group or layout.group
+    label = spec.label.column or layout.label
+    columns = [*layout.kinds, *filter(None, (layout.label, layout.time, layout.truth))]
+    for key, name in {"label.column": label, "time": time, "group": group}.items():
+        if name is not None:
+            _require(spec, key, name, columns)
+    names = _selected(spec, layout, {label, time})
+    fields = tuple(_field(spec, layout, name) for name in names)
+    made = Plan(fields, label, time, group, layout.truth, tuple(f for f in fields if f.history))
+    _check(spec, made)
+    return made
+
+
+def _selected(spec: DatasetSpec, layout: Layout, apart: set[str | None]) -> list[str]:
+    """Names of the fields: those of the layout that are neither label nor time, then the histories."""
+    extra = [name for name, settings in spec.fields.items() if settings.kind == "sequence" or name in apart]
+    known = [name for name in layout.kinds if name not in apart or name in spec.fields]
+    known += [name for name in [*layout.histories, *extra] if name not in known]
+    for key, wanted in {"fields": spec.fields, "select": spec.select, "drop": spec.drop}.items():
+        for name in wanted:
+            _require(spec, key, name, known)
+    chosen = [name for name in known if (not spec.select or name in spec.select) and name not in spec.drop]
+    if not chosen:
+        raise UserError(f"{spec.source}: no field is left; known are {known}")
+    return chosen
+
+
+def _field(spec: DatasetSpec, layout: Layout, name: str) -> PlannedField:
+    settings = spec.fields.get(name, FieldSpec())
+    kind = settings.kind or layout.kinds.get(name, "sequence")
+    return PlannedField(
+        name,
+        kind,
+        settings,
+        transform=settings.transform or layout.transform,
+        min_count=settings.min_count or spec.min_count,
+        of=settings.of or layout.histories.get(name),
+        history=kind == "sequence" and name not in layout.kinds,
+    )
+
+
+def _check(spec: DatasetSpec, made: Plan) -> None:
+    kinds = {planned.name: planned.kind for planned in made.fields}
+    for planned in made.fields:
+        if planned.name in RESERVED or planned.name.startswith("__") or "/" in planned.name or not planned.name:
+            raise UserError(f"dataset: a field cannot be named {planned.name!r}; rename the column or drop it")
+        if planned.kind == "sequence" and kinds.get(planned.of or "") != "categorical":
+            raise UserError(
+                f"dataset.fields.{planned.name}.of: {planned.of!r} is no categorical field here; the fields are {kinds}"
+            )
+        if planned.history and made.group is None:
+            raise UserError(f"dataset.fields.{planned.name}: a history needs dataset.group, the column of the user")
+    if spec.split.by == "time" and made.time is None:
+        raise UserError("dataset.split.by: time needs dataset.time, the column that orders the rows")
+    if spec.split.by == "leave_last_out" and made.group is None:
+        raise UserError("dataset.split.by: leave_last_out needs dataset.group, the column of the user")
+
+
+def _require(spec: DatasetSpec, key: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {known}"
+        raise UserError(f"dataset.{key}: {spec.source} has no column {name!r}; {hint}")
