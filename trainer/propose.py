@@ -27,13 +27,14 @@ from trainer.space import Choice, Chooser, Params, choices, fill
 Sampler = Literal["random", "greedy", "bayesian"]
 
 REDRAWS = 20
-"""Draws after which a random or Bayesian proposal is accepted though it repeats an earlier one."""
+"""Random draws after which a proposal is accepted though it repeats an earlier one."""
 GROUP_DRAWS = 5
 """Draws that the greedy sampler spends on one group of choices before it turns to another."""
 STARTUP = 3
 """Finished trials that the Bayesian sampler starts from: the defaults and two random ones (AutoRec, section 3)."""
-MODEL_DRAWS = 3
-"""Draws from the Gaussian process before a repeated proposal is replaced by a random one."""
+MODELLED = 24
+"""Choices that the Gaussian process sees. A hundred conditional ones would make a proposal take seconds and, with tens
+of trials, tell it nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ def propose(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence
     """
     known = {trial.hash: trial.number for trial in past}
     proposal = None
-    for choose in _draws(space, sampler, seed, number, past):
-        proposal = _fill(space, number, choose)
-        if proposal.candidate.hash not in known:
-            return proposal
+    with quiet():
+        for choose in _draws(space, sampler, seed, number, past):
+            proposal = _fill(space, number, choose)
+            if proposal.candidate.hash not in known:
+                return proposal
     assert proposal is not None
     return Proposal(number, proposal.params, proposal.candidate, known[proposal.candidate.hash])
 
@@ -93,49 +95,65 @@ def _draws(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[
     known = [trial for trial in past if trial.finished and trial.value is not None]
     if number == 0:
         yield lambda choice: choice.default
-    elif sampler == "greedy" and known:
+        return
+    if sampler == "bayesian" and len(known) >= STARTUP:
+        yield _model_draw(space, rng_seed, past, known)
+    # A model that asks for a candidate again sees no better place than the best: look around that.
+    if sampler == "greedy" or (sampler == "bayesian" and len(known) >= STARTUP):
         yield from _greedy_draws(space, rng_seed, known)
-    else:
-        if sampler == "bayesian" and len(known) >= STARTUP:
-            yield from _model_draws(space, rng_seed, past, known)
-        random = optuna_study(RandomSampler(rng_seed))
-        for _ in range(REDRAWS):
-            yield _asker(random)
+    random = optuna.create_study(sampler=RandomSampler(rng_seed))
+    for _ in range(REDRAWS):
+        yield _asker(random)
 
 
 def _greedy_draws(space: Any, rng_seed: int, known: Sequence[Past]) -> Iterator[Chooser]:
+    if not known:
+        return
     found = choices(space)
     best = min(known, key=lambda trial: (trial.value or 0.0, trial.number))
     sampler = GreedySampler({name: choice.group for name, choice in found.items()}, _defaults(found), rng_seed)
-    study = optuna_study(sampler)
+    study = optuna.create_study(sampler=sampler)
     study.add_trial(_observed(best.params, found, best.value))
     for _ in range(GROUP_DRAWS * len({found[name].group for name in best.params})):
         yield _asker(study)
 
 
-def _model_draws(space: Any, rng_seed: int, past: Sequence[Past], known: Sequence[Past]) -> Iterator[Chooser]:
-    """Draws from a Gaussian process over the choices that some trial has met; the others are drawn at random.
+def _model_draw(space: Any, rng_seed: int, past: Sequence[Past], known: Sequence[Past]) -> Chooser:
+    """The draw of a Gaussian process over the choices that most trials met; the others are drawn at random.
 
-    Failed trials count as bad as the worst one, so that the model keeps away from them. Trials still running are points
-    where Optuna's batch acquisition (qLogEI) expects nothing more to be gained.
+    Failed trials count as bad as the worst one, so that the model keeps away from them, and trials still running as one
+    standard deviation worse than the mean, so that parallel trials differ.
     """
-    found = choices(space)
-    met = {name: found[name] for name in found if any(name in trial.params for trial in past)}
-    worst = max(trial.value for trial in known if trial.value is not None)
-    study = optuna_study(GPSampler(seed=rng_seed, n_startup_trials=1, warn_independent_sampling=False))
+    modelled = _most_met(choices(space), past)
+    values = [trial.value for trial in known if trial.value is not None]
+    unknown = {True: max(values), False: float(np.mean(values) + np.std(values))}
+    sampler = GPSampler(seed=rng_seed, n_startup_trials=1, warn_independent_sampling=False)
+    study = optuna.create_study(sampler=sampler)
     for trial in past:
-        params = _defaults(met) | trial.params
-        value = (worst if trial.value is None else trial.value) if trial.finished else None
-        study.add_trial(_observed(params, met, value))
-    for _ in range(MODEL_DRAWS):
-        with _one_thread():
-            yield _asker(study)
+        params = {name: trial.params.get(name, choice.default) for name, choice in modelled.items()}
+        value = unknown[trial.finished] if trial.value is None else trial.value
+        study.add_trial(_observed(params, modelled, value))
+    asked = study.ask()
+    with _one_thread():
+        # Read for its effect: here Optuna fits the model and draws.
+        asked.relative_params  # noqa: B018
+    return _asks(asked)
+
+
+def _most_met(found: Mapping[str, Choice], past: Sequence[Past]) -> dict[str, Choice]:
+    """The `MODELLED` choices that the most trials met, at least two each, in the order of the space."""
+    trials = {name: sum(name in trial.params for trial in past) for name in found}
+    ranked = sorted((name for name in found if trials[name] > 1), key=lambda name: -trials[name])
+    kept = set(ranked[:MODELLED])
+    return {name: choice for name, choice in found.items() if name in kept}
 
 
 def _asker(study: optuna.Study) -> Chooser:
-    """One draw: a trial of `study`, whose sampler answers for each choice."""
-    trial = study.ask()
+    """One draw: a new trial of `study`, whose sampler answers for each choice."""
+    return _asks(study.ask())
 
+
+def _asks(trial: optuna.Trial) -> Chooser:
     def choose(choice: Choice) -> int:
         last = len(choice.labels) - 1
         if _ordered(choice):
@@ -147,7 +165,6 @@ def _asker(study: optuna.Study) -> Chooser:
 
 def _observed(params: Mapping[str, int], found: Mapping[str, Choice], value: float | None) -> FrozenTrial:
     return create_trial(
-        state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
         params=dict(params),
         distributions={name: _distribution(found[name]) for name in params},
         value=value,
@@ -227,17 +244,11 @@ class GreedySampler(BaseSampler):
         return self._best.get(param_name, self._defaults[param_name])
 
 
-def optuna_study(sampler: BaseSampler) -> optuna.Study:
-    """An empty study in memory, made without a word on stderr."""
-    with quiet():
-        return optuna.create_study(sampler=sampler, direction="minimize")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna's own log at warnings only."""
+    """Optuna's own log at errors only: it announces every study, and that a small space is nearly searched through."""
     level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
     finally:
