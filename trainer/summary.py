@@ -1,0 +1,44 @@
+"""A trial in a few lines of text, block by block, as the terminal shows each new best one (AutoRec's trial summary)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainer.candidate import Candidate
+from trainer.settings import TuneSettings
+
+
+def summary(candidate: Candidate, *, trial: int, metric: str, value: float) -> str:
+    """The trial's number, its score and the values of its mappers, interactors, optimizer and training."""
+    lines = [
+        f"Trial {trial}: {metric} {value:.5f}",
+        *_mappers(candidate),
+        *_interactors(candidate),
+        f"|-optimizer {_block(candidate.architecture.head, 'mode')}",
+        f"|-training {_values({name: getattr(candidate.training, name) for name in TuneSettings.model_fields})}",
+    ]
+    return "\n".join(lines)
+
+
+def _mappers(candidate: Candidate) -> Iterator[str]:
+    for name, view in candidate.architecture.views.items():
+        encoders: dict[str, list[str]] = {}
+        for field, encoder in view.encoders.items():
+            encoders.setdefault(_block(encoder, "kind"), []).append(field)
+        for text, fields in encoders.items():
+            yield f"|-mapper {name}: {text} of {', '.join(fields)}"
+
+
+def _interactors(candidate: Candidate) -> Iterator[str]:
+    for node in candidate.architecture.nodes:
+        yield f"|-interactor {node.id}: {_block(node, 'op')}"
+
+
+def _block(model: Any, kind: str) -> str:
+    """The kind of a part of an architecture, its values, and what it reads."""
+    values = model.model_dump(mode="json", by_alias=True, exclude={"id"})
+    name, reads = values.pop(kind), values.pop("in", [])
+    return " ".join(part for part in (name, _values(values), f"<- {', '.join(reads)}" if reads else "") if part)
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
