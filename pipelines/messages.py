@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from trainer.errors import UserError
@@ -38,20 +38,34 @@ def dotted(path: KeyPath) -> str:
 
 def suggest(word: str, valid: Collection[str]) -> str:
     """`did you mean ...?` if one of the valid words is near, otherwise the whole list."""
-    near = difflib.get_close_matches(word.lower(), valid, n=1, cutoff=0.6)
-    if near:
+    if near := _near(word, valid):
         return f"did you mean '{near[0]}'?"
     return f"valid here: {', '.join(valid)}" if valid else "nothing is valid here"
 
 
-def explain(root: type[BaseModel], data: Any, detail: ErrorDetails) -> Problem:
-    """One error of pydantic as a problem."""
+def explain(root: type[BaseModel], data: Any, error: ValidationError) -> list[Problem]:
+    """pydantic's errors as problems; a required key that was only misspelt is not called missing as well."""
+    problems = [_explain_one(root, data, detail) for detail in error.errors()]
+    misspelt = {
+        (*problem.path[:-1], near[0])
+        for problem in problems
+        if problem.message.startswith(_UNKNOWN)
+        if (near := _near(str(problem.path[-1]), _keys(_annotation(root, problem.path[:-1]))))
+    }
+    return [problem for problem in problems if problem.message != _MISSING or problem.path not in misspelt]
+
+
+_UNKNOWN = "unknown key"
+_MISSING = "is missing"
+
+
+def _explain_one(root: type[BaseModel], data: Any, detail: ErrorDetails) -> Problem:
     path = _path_in(data, detail)
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     if kind == "extra_forbidden":
-        return Problem(path, f"unknown key; {_nearest_key(root, path)}")
+        return Problem(path, f"{_UNKNOWN}; {_nearest_key(root, path)}")
     if kind == "missing":
-        return Problem(path, "is missing")
+        return Problem(path, _MISSING)
     if kind == "literal_error":
         return Problem(path, _not_one_of(value, _annotation(root, path)))
     if kind in _WANTED:
@@ -109,6 +123,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _near(word: str, valid: Collection[str]) -> list[str]:
+    """The nearest valid word, if one is near."""
+    return difflib.get_close_matches(word.lower(), valid, n=1, cutoff=0.6)
+
+
 def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
     """The error's location without pydantic's own marks (names of union branches); a missing key stays as last part."""
     path: list[Key] = []
@@ -125,7 +144,7 @@ def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
 
 def _nearest_key(root: type[BaseModel], path: KeyPath) -> str:
     key, here = str(path[-1]), _keys(_annotation(root, path[:-1]))
-    if not difflib.get_close_matches(key.lower(), here, n=1, cutoff=0.6):
+    if not _near(key, here):
         for place, keys in _all_keys(root):
             if key in keys:
                 return f"'{key}' belongs in {dotted(place)}"
@@ -134,7 +153,7 @@ def _nearest_key(root: type[BaseModel], path: KeyPath) -> str:
 
 def _not_one_of(value: Any, annotation: Any) -> str:
     options = [str(option) for option in _literals(annotation)]
-    near = difflib.get_close_matches(str(value).lower(), options, n=1, cutoff=0.6)
+    near = _near(str(value), options)
     return f"{_shown(value)} is not one of {', '.join(options)}" + (f"; did you mean '{near[0]}'?" if near else "")
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+import trainer
 from components.dataset import DatasetSpec
 from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
 from pipelines.document import Document, Override
@@ -81,7 +82,7 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> SearchPipeline:
         pipeline = SearchPipeline.model_validate(document.data, strict=True)
         problems = _contradictions(pipeline.spec)
     except ValidationError as error:
-        problems = [explain(SearchPipeline, document.data, detail) for detail in error.errors()]
+        problems = explain(SearchPipeline, document.data, error)
     if problems:
         raise SpecError("\n".join(document.locate(problem) for problem in _in_order(document, problems)))
     return pipeline
@@ -92,12 +93,9 @@ def render(pipeline: SearchPipeline) -> str:
     return yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def zoo_models() -> dict[str, tuple[str, ...]]:
-    """Hand-made models by name, each with its tasks, read without loading anything that touches torch."""
-    import trainer
-
-    files = sorted((Path(trainer.__file__).parent / "zoo").glob("*.yaml"))
-    return {file.stem: tuple(yaml.safe_load(file.read_text()).get("tasks", ())) for file in files}
+def zoo_models() -> list[str]:
+    """Names of the hand-made models, without loading anything that touches torch."""
+    return sorted(file.stem for file in (Path(trainer.__file__).parent / "zoo").glob("*.yaml"))
 
 
 def _in_order(document: Document, problems: list[Problem]) -> list[Problem]:
@@ -122,18 +120,14 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
-    problems, seen = [], set()
     zoo = zoo_models()
+    problems: list[Problem] = []
+    seen: set[str] = set()
     for index, baseline in enumerate(spec.train.baselines):
         path = ("spec", "train", "baselines", index)
-        tasks = zoo.get(baseline.name)
-        if tasks is None:
+        if baseline.name not in zoo:
             problems.append(Problem(path, f"no model {baseline.name!r} in the zoo; {suggest(baseline.name, zoo)}"))
-        elif spec.dataset.task not in tasks:
-            fitting = ", ".join(name for name, fit in zoo.items() if spec.dataset.task in fit)
-            message = f"{baseline.name} is not for dataset.task {spec.dataset.task}; these are: {fitting}"
-            problems.append(Problem(path, message))
-        elif baseline.name in seen:
+        if baseline.name in seen:
             problems.append(Problem(path, f"{baseline.name} stands in the list twice"))
         seen.add(baseline.name)
     return problems

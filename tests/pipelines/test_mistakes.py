@@ -1,0 +1,177 @@
+"""Every mistake in a pipeline file is one line with its place, what is wrong, and what to write instead."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.messages import SpecError
+from pipelines.spec import load
+
+GOOD = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata:
+  name: movies
+spec:
+  dataset:
+    source: ratings.dat
+    format: movielens
+    task: rating
+    split: {by: random, ratios: [8, 1, 1]}
+  search:
+    method: autorec
+    trials: 20
+  train:
+    seeds: 3
+    baselines: [mf, {name: mlp, trials: 5}]
+  evaluate:
+    metric: mse
+"""
+
+CASES = [
+    # (what is written, in place of what, line, the message)
+    ("trails: 20", "trials: 20", 13, "spec.search.trails: unknown key; did you mean 'trials'?"),
+    ("sorce: ratings.dat", "source: ratings.dat", 7, "spec.dataset.sorce: unknown key; did you mean 'source'?"),
+    ("epochs: 20", "trials: 20", 13, "spec.search.epochs: unknown key; 'epochs' belongs in spec.train"),
+    ("sarch:", "search:", 11, "spec.sarch: unknown key; did you mean 'search'?"),
+    ("metadat:", "metadata:", 3, "metadat: unknown key; did you mean 'metadata'?"),
+    ("{by: random, ration: [8, 1, 1]}", "{by: random, ratios: [8, 1, 1]}", 10, "did you mean 'ratios'?"),
+    ("{name: mlp, trial: 5}", "{name: mlp, trials: 5}", 16, "spec.train.baselines[1].trial: unknown key; did you mean"),
+    ("xyzzy: 1", "trials: 20", 13, "spec.search.xyzzy: unknown key; valid here: method, sampler, trials"),
+    ("trials: many", "trials: 20", 13, "spec.search.trials: must be a whole number, not 'many'"),
+    ('trials: "20"', "trials: 20", 13, "spec.search.trials: must be a whole number, not '20'"),
+    ("trials: 20.5", "trials: 20", 13, "spec.search.trials: must be a whole number, not 20.5"),
+    ("trials: true", "trials: 20", 13, "spec.search.trials: must be a whole number, not true"),
+    ("trials: 0", "trials: 20", 13, "spec.search.trials: must be at least 1, not 0"),
+    ("trials: -3", "trials: 20", 13, "spec.search.trials: must be at least 1, not -3"),
+    ("trials:", "trials: 20", 13, "spec.search.trials: must be a whole number, not empty"),
+    ("trials: [20]", "trials: 20", 13, "spec.search.trials: must be a whole number, not a list"),
+    ("prune: maybe", "trials: 20", 13, "spec.search.prune: must be true or false, not 'maybe'"),
+    ("sampler: bayes", "trials: 20", 13, "'bayes' is not one of random, greedy, bayesian; did you mean 'bayesian'?"),
+    ("format: movie", "format: movielens", 8, "'movie' is not one of movielens, netflix"),
+    ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating; did you mean 'rating'?"),
+    ("metric: auc", "metric: mse", 18, "spec.evaluate.metric: auc does not fit dataset.task rating; write mse or rmse"),
+    ("metric: msse", "metric: mse", 18, "did you mean 'mse'?"),
+    ("name: Movies", "name: movies", 4, "metadata.name: 'Movies' does not fit: lower-case letters"),
+    ("name: ../../etc", "name: movies", 4, "metadata.name: '../../etc' does not fit"),
+    ("name: 12", "name: movies", 4, "metadata.name: must be text, not 12"),
+    (f"name: {'x' * 60}", "name: movies", 4, "metadata.name: longer than 52 characters"),
+    ("dalil.dev/v1", "dalil.dev/v1alpha1", 1, "'dalil.dev/v1' is not one of dalil.dev/v1alpha1; did you mean"),
+    ("kind: Pipeline", "kind: SearchPipeline", 2, "kind: 'Pipeline' is not one of SearchPipeline"),
+    ("format: csv2", "source: ratings.dat\n    format: movielens", 7, "'csv2' is not one of"),
+    ("format: movielens", "source: ratings.dat\n    format: movielens", 6, "'source' is missing: the URL of the rows"),
+    ("group: user", "format: movielens", 6, "spec.dataset.format: is missing"),
+    ("seeds: [1, 2]", "seeds: 3", 15, "spec.train.seeds: must be a whole number, not a list"),
+    ("learning_rate: 0", "seeds: 3", 15, "spec.train.learning_rate: must be greater than 0, not 0"),
+    ("average: 1", "seeds: 3", 15, "spec.train.average: must be less than 1, not 1"),
+    ("learning_rate: .inf", "seeds: 3", 15, "spec.train.learning_rate: .inf is not a number that JSON knows"),
+    ("candidates: 30", "seeds: 3", 15, "spec.train.candidates: 30 candidates cannot come out of search.trials: 20"),
+    ("[mff, mlp]", "[mf, {name: mlp, trials: 5}]", 16, "no model 'mff' in the zoo; did you mean 'mf'?"),
+    ("[mf, mlp, mf]", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines[2]: mf stands in the list twice"),
+    ("[xyz]", "[mf, {name: mlp, trials: 5}]", 16, "no model 'xyz' in the zoo; valid here: afm, autoint"),
+    ("[5]", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines[0]: must be a mapping"),
+    ("mf", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines: must be a list such as [a, b], not 'mf'"),
+    ("[8, 1]", "[8, 1, 1]", 10, "spec.dataset.split.ratios: must have at least 3 items, not 2"),
+    ("[8, 1, one]", "[8, 1, 1]", 10, "spec.dataset.split.ratios[2]: must be a number, not 'one'"),
+    ("[8, 1, 0]", "[8, 1, 1]", 10, "spec.dataset.split: 'ratios' must be three positive numbers"),
+    ("random", "{by: random, ratios: [8, 1, 1]}", 10, "spec.dataset.split: must be a mapping"),
+    ("trials: 20\n    trials: 30", "trials: 20", 14, "spec.search.trials: a second time; the first is on line 13"),
+    ("\ttrials: 20", "    trials: 20", 13, "a tab; YAML indents with spaces"),
+    ("trials: [20", "trials: 20", 14, "not YAML"),
+    ("trials: 20: 30", "trials: 20", 13, "not YAML"),
+    ("1: 20", "trials: 20", 13, "spec.search.1: a key must be text; write '1' in quotes"),
+    ("trials: !!python/object:os.system 20", "trials: 20", 13, "the tag"),
+    ("trials: &a [*a]", "trials: 20", 13, "an alias that contains itself"),
+    ("<<: {trials: 20}", "trials: 20", 13, "'<<' is not supported"),
+    ("metric: mse\n---\nkind: Pod", "metric: mse", 19, "a second document begins here"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "right", "line", "message"), CASES)
+def test_one_line_with_place_and_remedy(tmp_path: Path, wrong: str, right: str, line: int, message: str) -> None:
+    assert GOOD.count(right) == 1
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD.replace(right, wrong))
+
+    with pytest.raises(SpecError) as caught:
+        load(file)
+
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{file}:{line}: ")
+    assert message in lines[0]
+    assert len(lines) == 1
+
+
+def test_the_good_file_is_good(tmp_path: Path) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD)
+
+    assert load(file).spec.train.baselines[1].trials == 5
+
+
+def test_every_mistake_is_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD.replace("seeds: 3", "seeds: x").replace("format:", "fromat:").replace("metric:", "metrics:"))
+
+    with pytest.raises(SpecError) as caught:
+        load(file)
+
+    places = [line.split(": ")[0].removeprefix(f"{file}:") for line in str(caught.value).splitlines()]
+    assert places == ["8", "15", "18"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a pipeline: the file must begin with 'apiVersion"),
+        ("# nothing\n", "not a pipeline"),
+        ("- a\n- b\n", "not a pipeline"),
+        ("just text", "not a pipeline"),
+        ("kind: SearchPipeline\n", "apiVersion: is missing"),
+        (GOOD.split("  dataset:")[0], "spec: must be a mapping"),
+    ],
+)
+def test_files_that_are_no_pipelines(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+
+    with pytest.raises(SpecError, match=message):
+        load(file)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"kind: \xff\xfe")
+
+    with pytest.raises(SpecError, match="no such file or directory"):
+        load(tmp_path / "missing.yaml")
+    with pytest.raises(SpecError, match="is a directory"):
+        load(tmp_path)
+    with pytest.raises(SpecError, match=r"not UTF-8 text \(byte 6\)"):
+        load(binary)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.sorce=x", "--set dataset.sorce=x: spec.dataset.sorce: unknown key; did you mean 'source'?"),
+        ("search.trials=many", "--set search.trials=many: spec.search.trials: must be a whole number"),
+        ("search.trials", "--set search.trials: write KEY=VALUE, such as --set search.trials=20"),
+        ("=3", "--set =3: write KEY=VALUE"),
+        ("search..trials=3", "write KEY=VALUE"),
+        ("search.trials=[1", "the value is not YAML"),
+        ("search.trials.x=3", "spec.search.trials is 20 and has no key 'x'"),
+        ("train.baselines.9.trials=3", "spec.train.baselines is a list; its items are 0 to 1"),
+        ("train.baselines.x=3", "spec.train.baselines is a list; its items are 0 to 1"),
+        ("evaluate.metric=auc", "--set evaluate.metric=auc: spec.evaluate.metric: auc does not fit"),
+    ],
+)
+def test_wrong_overrides(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD)
+
+    with pytest.raises(SpecError) as caught:
+        load(file, (override,))
+
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,120 @@
+"""What a valid pipeline file means: defaults, overrides, and the round trip through `dalil render`."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pipelines
+from pipelines.spec import SearchPipeline, load, render
+
+GALLERY = sorted((Path(pipelines.__file__).parent / "gallery").glob("*.yaml"))
+
+
+def names(file: Path) -> str:
+    return file.stem
+
+
+@pytest.mark.parametrize("file", GALLERY, ids=names)
+def test_gallery_files_are_valid_and_survive_rendering(file: Path, tmp_path: Path) -> None:
+    pipeline = load(file)
+    rendered = tmp_path / "rendered.yaml"
+    rendered.write_text(render(pipeline))
+
+    assert load(rendered) == pipeline
+    assert render(load(rendered)) == render(pipeline)
+
+
+@pytest.mark.parametrize("file", GALLERY, ids=names)
+def test_gallery_files_begin_with_what_they_are_for(file: Path) -> None:
+    assert file.read_text().startswith("# ")
+
+
+def test_rendering_shows_every_default(tmp_path: Path) -> None:
+    minimal = tmp_path / "minimal.yaml"
+    minimal.write_text(
+        "apiVersion: dalil.dev/v1alpha1\nkind: SearchPipeline\nmetadata: {name: m}\n"
+        "spec: {dataset: {source: a.csv, format: csv}}\n"
+    )
+    data = yaml.safe_load(render(load(minimal)))
+
+    assert data["spec"]["search"]["trials"] == 10
+    assert data["spec"]["search"]["tune"]["learning_rate"] == [0.001]
+    assert data["spec"]["train"]["batch_size"] == 4096
+    assert data["spec"]["dataset"]["split"]["ratios"] == [8.0, 1.0, 1.0]
+    assert data["spec"]["evaluate"] == {"metric": "logloss", "register": None}
+    assert data["spec"]["tracking"] == {"uri": None}
+
+
+def test_metric_follows_the_task() -> None:
+    files = {file.stem: file for file in GALLERY}
+
+    assert load(files["movielens"]).spec.evaluate.metric == "mse"
+    assert load(files["criteo"], ("evaluate.metric=null",)).spec.evaluate.metric == "logloss"
+    assert load(files["movielens"], ("evaluate={}",)).spec.evaluate.metric == "mse"
+
+
+def test_overrides_reach_every_kind_of_key() -> None:
+    pipeline = load(
+        GALLERY[0],
+        (
+            "dataset.source=s3://bucket/a=b.csv",
+            "search.trials=3",
+            "train.learning_rate=1e-2",
+            "train.baselines=[{name: fm}, {name: deepfm, trials: 2}]",
+            "train.baselines.0.trials=7",
+            "search.tune.table_l2=[1e-3, 2]",
+            "tracking.uri=http://localhost:5000",
+            "metadata.name=other",
+        ),
+    )
+    spec = pipeline.spec
+
+    assert spec.dataset.source == "s3://bucket/a=b.csv"
+    assert spec.search.trials == 3
+    assert spec.train.learning_rate == 0.01
+    assert [(item.name, item.trials) for item in spec.train.baselines] == [("fm", 7), ("deepfm", 2)]
+    assert spec.search.tune.table_l2 == [0.001, 2.0]
+    assert spec.tracking.uri == "http://localhost:5000"
+    assert pipeline.metadata.name == "other"
+
+
+def test_a_later_override_wins_and_null_unsets() -> None:
+    assert load(GALLERY[0], ("search.trials=3", "search.trials=4")).spec.search.trials == 4
+    assert load(GALLERY[0], ("evaluate.register=",)).spec.evaluate.register_as is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("1.5e3", 1500.0), (".5", 0.5), ("+7", 7.0), ("0x10", 16.0), ("0o10", 8.0), ("010", 10.0)],
+)
+def test_numbers_are_read_as_kubernetes_reads_them(text: str, value: float) -> None:
+    assert load(GALLERY[0], (f"train.learning_rate={text}",)).spec.train.learning_rate == value
+
+
+def test_dates_and_times_stay_text() -> None:
+    assert load(GALLERY[0], ("dataset.group=2014-10-21",)).spec.dataset.group == "2014-10-21"
+    assert load(GALLERY[0], ("dataset.group=1:30",)).spec.dataset.group == "1:30"
+
+
+def test_training_settings_come_without_what_surrounds_them() -> None:
+    settings = load(GALLERY[0], ("train.batch_size=77",)).spec.train.settings()
+
+    assert settings.batch_size == 77
+    assert "seeds" not in settings.model_dump()
+
+
+def test_aliases_mean_what_they_point_to(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "apiVersion: dalil.dev/v1alpha1\nkind: SearchPipeline\nmetadata: {name: m}\n"
+        "spec: {dataset: {source: a.csv, format: csv}, search: {trials: &n 4}, train: {seeds: *n}}\n"
+    )
+
+    assert load(file).spec.train.seeds == 4
+
+
+def test_a_pipeline_read_from_its_own_json_is_equal() -> None:
+    for file in GALLERY:
+        pipeline = load(file)
+        assert SearchPipeline.model_validate(pipeline.model_dump(mode="json")) == pipeline
