@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.modules.dropout import Dropout
+
 
 class Inner(nn.Module):
     """Σ_d Π_m x[m, d]: (B, M, d) -> (B, 1)."""
@@ -223,7 +225,7 @@ def mlp(width: int, units: Sequence[int], activation: str, norm: bool, dropout: 
         layers.append(dense(before, after))
         layers += [BatchNorm(after)] if norm else []
         layers.append(ACTIVATIONS[activation]())
-        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
 
 

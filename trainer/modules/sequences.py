@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.modules.dropout import Dropout
 from trainer.modules.interactions import dense
 from trainer.modules.values import Steps
 
@@ -66,7 +67,7 @@ class Transformer(nn.Module):
     def __init__(self, width: int, max_len: int, layers: int, heads: int, dropout: float, init: float) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.empty(max_len, width).normal_(std=init))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
@@ -83,11 +84,11 @@ class Transformer(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.rate = heads, dropout
+        self.heads, self.dropout = heads, Dropout(dropout)
         self.attention_norm, self.forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = dense(width, 3 * width), dense(width, width)
         self.feed_forward = nn.Sequential(
-            dense(width, width), nn.ReLU(), nn.Dropout(dropout), dense(width, width), nn.Dropout(dropout)
+            dense(width, width), nn.ReLU(), Dropout(dropout), dense(width, width), Dropout(dropout)
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -95,9 +96,9 @@ class _Block(nn.Module):
         qkv_BTHA = self.qkv(self.attention_norm(x_BTD)).view(B, T, 3 * self.heads, D // self.heads)
         query, key, value = qkv_BTHA.transpose(1, 2).chunk(3, dim=1)
         # With padding on the right the causal mask alone keeps it out of every valid step.
-        rate = self.rate if self.training else 0.0
+        rate = self.dropout.rate if self.training else 0.0
         mixed_BHTA = functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=rate)
-        x_BTD = x_BTD + functional.dropout(self.out(mixed_BHTA.transpose(1, 2).flatten(2)), rate)
+        x_BTD = x_BTD + self.dropout(self.out(mixed_BHTA.transpose(1, 2).flatten(2)))
         fed_BTD: Tensor = self.feed_forward(self.forward_norm(x_BTD))
         return x_BTD + fed_BTD
 
