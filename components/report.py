@@ -1,0 +1,349 @@
+"""report.html: what `report.json` holds, for people. One file, no network, light and dark, readable without colours."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from components import drawing, plots
+from trainer.architecture import Architecture
+
+Facts = Mapping[str, Any]
+
+NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "mse": "MSE", "rmse": "RMSE"}
+HIGHER_IS_BETTER = ("auc", "gauc")
+
+
+def page(facts: Facts) -> str:
+    """The page for the content of report.json (`docs/report.md`)."""
+    folder = Path(__file__).parent
+    title = f"{facts['pipeline']}: {facts['champion']}"
+    body = "".join(
+        (
+            _header(facts),
+            _tiles(facts),
+            _leaderboard(facts),
+            f'<div class="plots">{_history(facts)}{_quality(facts)}</div>',
+            _architecture(facts),
+            _data(facts),
+            _settings(facts),
+        )
+    )
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{(folder / 'report.css').read_text()}</style></head><body><main>{body}</main>"
+        f"<script>{(folder / 'report.js').read_text()}</script></body></html>"
+    )
+
+
+# ---- head -----------------------------------------------------------------------------------------------------------
+
+
+def _header(facts: Facts) -> str:
+    task = "click prediction" if facts["task"] == "ctr" else "rating prediction"
+    rows = facts["data"]["rows"]
+    when = str(facts["created"]).replace("T", " ").replace("+00:00", " UTC")
+    words = f"{task} on {sum(rows.values()):,} rows · evaluated on {rows['test']:,} test rows, {escape(when)}"
+    return f"<header><h1>{escape(facts['pipeline'])}</h1><p>{words}</p></header>"
+
+
+def _tiles(facts: Facts) -> str:
+    champion = _champion(facts)
+    metric, summary = facts["metric"], champion["metrics"]["test"][facts["metric"]]
+    search = facts["search"]
+    tiles = [
+        ("champion", escape(champion["name"]), _verdict(facts)),
+        (f"test {NAMES[metric]}", f"{summary['mean']:.4f}", f"± {summary['std']:.4f} over {_seeds(champion)}"),
+        ("parameters", _count(_size(champion)), f"{_count(champion['flops'])} multiply-adds per row"),
+        ("search", _duration(search["seconds"]), f"{search['trials']} trials, {escape(_method(search))}"),
+    ]
+    planted = facts["data"]["statistics"].get("planted") or {}
+    if isinstance(planted.get(metric), float):
+        gap = (summary["mean"] / planted[metric] - 1) * 100
+        tiles.append((f"planted truth's {NAMES[metric]}", f"{planted[metric]:.4f}", f"the champion's is {gap:+.2f} %"))
+    items = "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>' for name, value, note in tiles
+    )
+    return f'<dl class="tiles">{items}</dl>'
+
+
+def _verdict(facts: Facts) -> str:
+    """How the champion stands against the best model of the other origin."""
+    champion, metric = _champion(facts), facts["metric"]
+    others = [entry for entry in facts["leaderboard"] if entry["origin"] != champion["origin"]]
+    if not others:
+        return "found by the search" if champion["origin"] == "found" else "hand-made"
+    rival = others[0]
+    mine, theirs = (entry["metrics"]["test"][metric]["mean"] for entry in (champion, rival))
+    gain = (mine - theirs) if metric in HIGHER_IS_BETTER else (theirs - mine)
+    kind = "hand-made" if rival["origin"] == "zoo" else "found"
+    return f"{abs(gain):.4f} {'better' if gain >= 0 else 'worse'} than {_whole(rival['name'])}, the best {kind} model"
+
+
+# ---- leaderboard ----------------------------------------------------------------------------------------------------
+
+
+def _leaderboard(facts: Facts) -> str:
+    measures = [
+        facts["metric"],
+        *(name for name in facts["leaderboard"][0]["metrics"]["test"] if name != facts["metric"]),
+    ]
+    heads = [
+        ("model", "text", ""),
+        *((f"test {NAMES[name]}", "", "mean ± standard deviation over seeds") for name in measures),
+        ("parameters", "", "tables, maps that align widths, and all other weights"),
+        ("FLOPs", "", "multiply-adds per row"),
+        ("1 row", "", "milliseconds to predict one encoded row, median"),
+        ("rows/s", "", "in batches of 10,000 encoded rows"),
+        ("search", "", "training time of all its trials"),
+        ("training", "", "training time of all its seeds"),
+        ("p", "", "paired t-test of the rows' losses against the champion's, two-sided"),
+    ]
+    cells = "".join(
+        f'<th scope="col" class="{kind}" title="{hint}"><button type="button">{name}</button></th>'
+        for name, kind, hint in heads
+    )
+    rows = "".join(_row(entry, facts["champion"], measures) for entry in facts["leaderboard"])
+    return (
+        "<section><h2>Leaderboard</h2>"
+        f"<p>Sorted by test {NAMES[facts['metric']]}, best first; click a heading to sort by it. The champion is the "
+        "model with the best mean on the validation split, so that the test split has no say in its choice. "
+        "“Pareto” marks models that no other one beats with as few parameters.</p>"
+        f'<div class="scroll"><table class="sortable"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
+        "</div></section>"
+    )
+
+
+def _row(entry: Facts, champion: str, measures: list[str]) -> str:
+    chips = f'<span class="chip {entry["origin"]}">{entry["origin"]}</span>'
+    chips += '<span class="chip">Pareto</span>' if entry["pareto"] else ""
+    chips += '<span class="chip champion">champion</span>' if entry["name"] == champion else ""
+    test, against = entry["metrics"]["test"], entry["against_champion"]
+    cells = [
+        *(
+            (test[name]["mean"], f"{test[name]['mean']:.4f} <small>± {test[name]['std']:.4f}</small>")
+            for name in measures
+        ),
+        (_size(entry), _parts(entry["parameters"])),
+        (entry["flops"], _count(entry["flops"])),
+        (entry["latency"]["row_milliseconds"], f"{entry['latency']['row_milliseconds']:.2f} ms"),
+        (entry["latency"]["rows_per_second"], _count(entry["latency"]["rows_per_second"])),
+        (entry["search_seconds"], _duration(entry["search_seconds"])),
+        (entry["train_seconds"], _duration(entry["train_seconds"])),
+        (against["p"] if against else 2, _p_value(against)),
+    ]
+    data = "".join(f'<td data-value="{value}">{text}</td>' for value, text in cells)
+    mark = ' class="champion"' if entry["name"] == champion else ""
+    name = escape(entry["name"])
+    return f'<tr{mark}><th scope="row" class="text" data-value="{name}">{name}{chips}</th>{data}</tr>'
+
+
+def _parts(parameters: Mapping[str, int]) -> str:
+    text = ", ".join(f"{name} {size:,}" for name, size in parameters.items())
+    return f'<span title="{text}">{_count(sum(parameters.values()))}</span>'
+
+
+def _p_value(against: Mapping[str, float] | None) -> str:
+    if against is None:
+        return "–"
+    p = against["p"]
+    return "&lt; 0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def _history(facts: Facts) -> str:
+    measure = "log loss" if facts["task"] == "ctr" else "MSE"
+    trials = [
+        plots.Trial(trial["study"], trial["number"], trial["value"], _trial_hint(trial)) for trial in facts["trials"]
+    ]
+    picture = plots.history(trials, measure)
+    if not picture:
+        return ""
+    return (
+        "<section><h2>Search history</h2>"
+        f"<p>Validation {measure} of every trial (points) and the best so far (lines); lower is better.</p>"
+        f"{picture}{_trial_table(facts['trials'])}</section>"
+    )
+
+
+def _trial_hint(trial: Facts) -> str:
+    value = "no value" if trial["value"] is None else f"{trial['value']:.5f}"
+    return f"{trial['study']} trial {trial['number']}: {value} ({trial['state']})"
+
+
+def _trial_table(trials: Iterable[Facts]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row" class="text">{escape(trial["study"])} {trial["number"]}</th>'
+        f'<td class="text">{_trial_state(trial)}</td><td>{_number(trial["value"])}</td>'
+        f"<td>{_count(trial['tables'] + trial['lifts'] + trial['dense'])}</td><td>{_duration(trial['seconds'])}</td>"
+        f'<td class="text"><small>{escape(_choices(trial["params"]))}</small></td></tr>'
+        for trial in trials
+    )
+    return (
+        '<details><summary>All trials as a table</summary><div class="scroll"><table><thead><tr>'
+        '<th scope="col">trial</th><th scope="col" class="text">state</th><th scope="col">validation</th>'
+        '<th scope="col">parameters</th><th scope="col">time</th><th scope="col" class="text">choices</th>'
+        f"</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _trial_state(trial: Facts) -> str:
+    original = trial["duplicate_of"]
+    return escape(str(trial["state"])) if original is None else f"same as {original}"
+
+
+def _choices(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.items())
+
+
+def _quality(facts: Facts) -> str:
+    metric = facts["metric"]
+    models = [
+        plots.Model(
+            entry["name"],
+            entry["origin"],
+            _size(entry),
+            entry["metrics"]["test"][metric]["mean"],
+            entry["metrics"]["test"][metric]["std"],
+            entry["pareto"],
+        )
+        for entry in facts["leaderboard"]
+    ]
+    better = "higher" if metric in HIGHER_IS_BETTER else "lower"
+    return (
+        "<section><h2>Quality against size</h2>"
+        f"<p>Test {NAMES[metric]} ({better} is better) against parameters; bars are one standard deviation over seeds, "
+        "the dashed line is the Pareto front.</p>"
+        f"{plots.quality(models, NAMES[metric], better == 'lower')}"
+        f"{plots.legend([name for name in ('found', 'zoo') if any(m.origin == name for m in models)])}</section>"
+    )
+
+
+# ---- the champion ---------------------------------------------------------------------------------------------------
+
+
+def _architecture(facts: Facts) -> str:
+    champion = _champion(facts)
+    architecture = Architecture.from_dict(champion["architecture"])
+    training = "".join(
+        f'<tr><th scope="row" class="text">{escape(name.replace("_", " "))}</th><td>{escape(str(value))}</td></tr>'
+        for name, value in champion["training"].items()
+    )
+    return (
+        f"<section><h2>The champion’s architecture: {escape(champion['name'])}</h2>"
+        f"<p>From left to right: fields, the views that encode them, nodes, and the head. Sizes are per row. "
+        f"{_parameters(champion['parameters'])}.</p>"
+        f'<div class="scroll" tabindex="0" role="group" aria-label="drawing of the architecture">'
+        f"{drawing.draw(architecture)}</div>"
+        f"<details><summary>In words</summary><p>{escape(drawing.describe(architecture))}</p></details>"
+        f"<details><summary>How it was trained</summary><table><tbody>{training}</tbody></table></details>"
+        f"<details><summary>As a description file</summary><pre>{_yaml(champion['architecture'])}</pre></details>"
+        "</section>"
+    )
+
+
+def _parameters(parameters: Mapping[str, int]) -> str:
+    return (
+        f"{sum(parameters.values()):,} parameters: {parameters['tables']:,} in tables, {parameters['lifts']:,} in maps "
+        f"that align widths, {parameters['dense']:,} elsewhere"
+    )
+
+
+# ---- data and settings ----------------------------------------------------------------------------------------------
+
+
+def _data(facts: Facts) -> str:
+    data, label = facts["data"], facts["data"]["label"]
+    rows = ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())
+    statistics = data["statistics"].get("fields", {})
+    lines = "".join(_field(field, statistics.get(field["name"], {})) for field in data["fields"])
+    return (
+        f"<section><h2>Data</h2><p>{rows}; {data['rejected']:,} rejected. Label “{escape(label['name'])}”: mean "
+        f"{label['mean']:.4f}, from {label['min']:g} to {label['max']:g}. Figures are of the training rows.</p>"
+        '<div class="scroll"><table><thead><tr><th scope="col">field</th><th scope="col" class="text">kind</th>'
+        '<th scope="col">categories</th><th scope="col">missing</th><th scope="col">most frequent</th>'
+        '<th scope="col">mean</th><th scope="col">range</th></tr></thead>'
+        f"<tbody>{lines}</tbody></table></div></section>"
+    )
+
+
+def _field(field: Facts, statistics: Facts) -> str:
+    low, high = statistics.get("min"), statistics.get("max")
+    spread = f"{_number(low)} … {_number(high)}" if low is not None and high is not None else "–"
+    kind = f"last {field['max_len']} of {field['of']}" if field["kind"] == "sequence" else field["kind"]
+    if field["kind"] == "numeric" and field["transform"] != "none":
+        kind += f", {field['transform']}"
+    return (
+        f'<tr><th scope="row" class="text">{escape(field["name"])}</th><td class="text">{escape(kind)}</td>'
+        f"<td>{format(field['cardinality'], ',') if field['cardinality'] else '–'}</td>"
+        f"<td>{_share(statistics.get('missing_share'))}</td><td>{_share(statistics.get('most_frequent_share'))}</td>"
+        f"<td>{_number(statistics.get('mean'))}</td><td>{spread}</td></tr>"
+    )
+
+
+def _settings(facts: Facts) -> str:
+    return (
+        "<section><h2>Settings</h2><p>Every setting of this run, defaults included.</p>"
+        f"<details><summary>Show</summary><pre>{_yaml(facts['settings'])}</pre></details></section>"
+    )
+
+
+# ---- words and numbers ----------------------------------------------------------------------------------------------
+
+
+def _champion(facts: Facts) -> Facts:
+    found: Facts = next(entry for entry in facts["leaderboard"] if entry["name"] == facts["champion"])
+    return found
+
+
+def _size(entry: Facts) -> int:
+    return int(sum(entry["parameters"].values()))
+
+
+def _seeds(entry: Facts) -> str:
+    count = len(entry["seeds"])
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _whole(name: str) -> str:
+    return f'<span class="whole">{escape(name)}</span>'
+
+
+def _method(search: Facts) -> str:
+    return search["method"] if search["method"] == "none" else f"{search['method']}, {search['sampler']}"
+
+
+def _yaml(data: Any) -> str:
+    return escape(yaml.safe_dump(json.loads(json.dumps(data, default=str)), sort_keys=False, width=110))
+
+
+def _count(value: float) -> str:
+    """12,345 → 12.3 k"""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.5g}"
+
+
+def _share(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if value else "0"

@@ -1,0 +1,162 @@
+"""The champion as an MLflow model that scores raw rows: written by the evaluate step, loaded by MLflow's pyfunc.
+
+The model folder holds data, not pickles: the architecture, the weights, the dataset's schema and its vocabularies,
+beside copies of the packages `trainer` and `components` that read them. Rows are encoded by the code that encoded the
+training rows, so a served prediction equals the evaluate step's.
+"""
+
+import json
+from importlib.metadata import distributions
+from pathlib import Path
+from shutil import copy2, copytree
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+
+from components.encode import Encoder, InputType
+from trainer import data
+from trainer.architecture import Architecture
+from trainer.build import Model, build
+from trainer.checkpoint import load_weights
+from trainer.fit import predict
+from trainer.schema import DatasetSchema
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+OUTPUT = "prediction"
+EXAMPLE_ROWS = 5
+REQUIREMENTS = (  # of fbgemm's two builds one is installed
+    "mlflow",
+    "torch",
+    "torchrec",
+    "fbgemm-gpu",
+    "fbgemm-gpu-cpu",
+    "polars",
+    "pyarrow",
+    "pandas",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "fsspec",
+)
+
+
+class Scorer:
+    """A loaded model. Unknown categories, missing values and missing columns are all accepted."""
+
+    def __init__(self, folder: Path) -> None:
+        """Args: folder: architecture.json, weights.safetensors, schema.json and vocabulary/."""
+        self.schema = DatasetSchema.load(folder)
+        self.encoder = Encoder(folder)
+        architecture = Architecture.from_dict(json.loads((folder / "architecture.json").read_text()))
+        self.model = load_model(architecture, self.schema, folder / "weights.safetensors")
+
+    def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Raw rows, as in the dataset's source files -> one column `prediction`: a probability (ctr) or a rating."""
+        raw = raw_columns(frame, self.encoder.inputs)
+        rows = data.from_arrow(self.encoder.encode(raw).to_arrow(), self.schema)
+        return pd.DataFrame({OUTPUT: predict(self.model, rows)}, index=frame.index)
+
+
+def _load_pyfunc(path: str) -> Scorer:
+    """The entry point that MLflow calls with the model's data folder."""
+    return Scorer(Path(path))
+
+
+def load_model(architecture: Architecture, schema: DatasetSchema, weights: Path) -> Model:
+    """A trained model, ready to predict."""
+    model = build(architecture, label_mean=schema.label_mean, table_init=0.0, seed=0)
+    load_weights(model, weights)
+    return model.eval()
+
+
+def raw_columns(frame: pd.DataFrame, inputs: dict[str, InputType]) -> pl.DataFrame:
+    """What arrives over JSON, CSV or from Python, as the encoder's raw columns; absent columns are missing values."""
+    columns = [_column(frame.get(name), name, kind, len(frame)) for name, kind in inputs.items()]
+    return pl.DataFrame(columns)
+
+
+def _column(values: "pd.Series[Any] | None", name: str, kind: InputType, rows: int) -> pl.Series:
+    if kind == "double":
+        numbers = np.full(rows, np.nan) if values is None else pd.to_numeric(values, errors="coerce").to_numpy(float)
+        return pl.Series(name, numbers, dtype=pl.Float64)
+    given = [None] * rows if values is None else values.tolist()
+    if kind == "list":
+        return pl.Series(name, [_tokens(value) for value in given], dtype=pl.List(pl.String))
+    return pl.Series(name, [_token(value) for value in given], dtype=pl.String)
+
+
+def _token(value: Any) -> str | None:
+    """The text of a category. Whole numbers come as floats wherever a column has a gap: 3.0 is "3"."""
+    if value is None or value is pd.NA or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+def _tokens(value: Any) -> list[str]:
+    if value is None or isinstance(value, float):
+        return []
+    return [_token(item) or "" for item in value]
+
+
+def save(folder: Path, architecture: Architecture, weights: Path, dataset: Path) -> None:
+    """Write the MLflow model `folder`, which must not exist.
+
+    Args:
+        folder: the model folder to write.
+        architecture: of the champion.
+        weights: its weights, as `trainer.checkpoint.save_weights` writes them.
+        dataset: the ingest step's output folder.
+    """
+    import mlflow
+
+    packages = Path(__file__).resolve().parents[1]
+    encoder = Encoder(dataset)
+    with TemporaryDirectory() as scratch:
+        content = Path(scratch) / "model"
+        content.mkdir()
+        (content / "architecture.json").write_text(json.dumps(architecture.to_dict(), indent=1))
+        copy2(weights, content / "weights.safetensors")
+        copy2(dataset / "schema.json", content / "schema.json")
+        copytree(dataset / "vocabulary", content / "vocabulary")
+        mlflow.pyfunc.save_model(
+            folder,
+            loader_module="components.serve",
+            data_path=str(content),
+            code_paths=[str(packages / "trainer"), str(packages / "components")],
+            signature=signature(encoder.inputs),
+            input_example=example(dataset, encoder.inputs),
+            pip_requirements=requirements(),
+        )
+
+
+def signature(inputs: dict[str, InputType]) -> "ModelSignature":
+    """Every column is optional: a missing one counts as a missing value in all rows."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+
+    types: dict[InputType, DataType | Array] = {
+        "string": DataType.string,
+        "double": DataType.double,
+        "list": Array(DataType.string),
+    }
+    columns: list[ColSpec | TensorSpec] = [ColSpec(types[kind], name, required=False) for name, kind in inputs.items()]
+    return ModelSignature(inputs=Schema(columns), outputs=Schema([ColSpec(DataType.double, OUTPUT)]))
+
+
+def example(dataset: Path, inputs: dict[str, InputType]) -> pd.DataFrame:
+    """The first raw test rows."""
+    rows = pl.read_parquet(dataset / "examples.parquet", n_rows=EXAMPLE_ROWS)
+    return raw_columns(rows.to_pandas(), inputs).to_pandas()
+
+
+def requirements() -> list[str]:
+    """Exact pins of what loading and scoring import, as installed here (without a build's local suffix)."""
+    installed = {distribution.name: distribution.version for distribution in distributions()}
+    return [f"{name}=={installed[name].partition('+')[0]}" for name in REQUIREMENTS if name in installed]
