@@ -1,5 +1,6 @@
 """What training rows teach about one field: its vocabulary, its transform's statistics, and figures for the report."""
 
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,19 +60,20 @@ class CategoricalCounter:
         if self._pending_rows > max(self._counts.height, _MERGE_ROWS):
             self._merge()
 
+    @cached_property
     def vocabulary(self) -> pl.DataFrame:
-        """token, count of every category seen `min_count` times, by falling count; the first gets id 1."""
+        """token, count of every category seen `min_count` times, most frequent first (id 1). Counting ends here."""
         self._merge()
         frequent = self._counts.filter(pl.col("count") >= self._planned.min_count)
         return frequent.sort("count", "token", descending=[True, False])
 
     def field(self, others: dict[str, Field]) -> Field:
         buckets = self._planned.settings.hash_buckets
-        cardinality = 1 + (self.vocabulary().height if buckets is None else buckets)
+        cardinality = 1 + (self.vocabulary.height if buckets is None else buckets)
         return Field(name=self._planned.name, kind="categorical", cardinality=cardinality, hash_buckets=buckets)
 
     def figures(self) -> dict[str, Any]:
-        vocabulary = self.vocabulary()
+        vocabulary = self.vocabulary
         return {
             "missing_share": self._missing / self._rows,
             "most_frequent_share": vocabulary["count"][0] / self._rows if vocabulary.height else None,

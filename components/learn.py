@@ -99,7 +99,7 @@ def learn(stage: Stage, planned: Plan, assign: Assign, seed: int, progress: Prog
     return Learned(
         fields=tuple(found[one.name] for one in planned.fields),
         vocabularies={
-            name: one.vocabulary()
+            name: one.vocabulary
             for name, one in counters.items()
             if isinstance(one, CategoricalCounter) and found[name].hash_buckets is None
         },

@@ -14,11 +14,14 @@ _IDENTIFIER = re.compile(
 _FEW = 20
 """Whole numbers with no more distinct values than this are taken for codes."""
 
+_ODD = 0.01
+"""Share of values that are no numbers in a column of numbers: bad rows, to be rejected later."""
+
 
 def guess_kind(name: str, values: pl.Series) -> FieldKind | None:
     """The kind of a column, or None where no field can be made of it (dates, structs).
 
-    Text is categorical unless every value reads as a number; whole numbers are codes if the name says so (`user_id`)
+    Text is categorical unless its values read as numbers; whole numbers are codes if the name says so (`user_id`)
     or there are few of them.
     """
     if isinstance(values.dtype, pl.List | pl.Array):
@@ -33,11 +36,11 @@ def guess_kind(name: str, values: pl.Series) -> FieldKind | None:
 
 
 def as_numbers(text: pl.Series) -> pl.Series:
-    """Float64 of a text column; null where it is empty, and all null if any value is no number."""
+    """Float64 of a text column: null where it is empty or no number, and all null if that is more than the odd one."""
     stripped = text.str.strip_chars()
     numbers = stripped.cast(pl.Float64, strict=False)
-    unreadable = (numbers.is_null() & (stripped != "")).any()
-    return pl.Series(text.name, [None] * len(text), dtype=pl.Float64) if unreadable else numbers
+    unreadable = (numbers.is_null() & (stripped != "")).sum()
+    return numbers if unreadable <= _ODD * len(text) else numbers.clear(len(text))
 
 
 def _kind_of_numbers(name: str, numbers: pl.Series) -> FieldKind:

@@ -1,0 +1,143 @@
+"""One suite that every dataset format passes."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import polars as pl
+import pytest
+
+from components.dataset import DatasetSpec
+from components.encode import Encoder
+from components.formats import FORMATS
+from components.ingest import ingest
+from tests.contracts.format_samples import SAMPLES, Sample
+from trainer.schema import DatasetSchema
+
+SPLITS = ("train", "valid", "test")
+
+
+def _put(sample: Sample, folder: str, packed: bool) -> str:
+    """Write the sample's files under the URL `folder`; the URL of the main one."""
+    files = {
+        name: "".join(f"{line}\n" for line in lines).encode(sample.encoding) for name, lines in sample.beside.items()
+    }
+    ending = ".gz" if packed else ""
+    for name, content in {**files, sample.name: sample.content()}.items():
+        with fsspec.open(f"{folder}/{name}{ending}", "wb") as file:
+            file.write(gzip.compress(content) if packed else content)
+    return f"{folder}/{sample.name}{ending}"
+
+
+def _spec(case: str, source: str, **more: Any) -> DatasetSpec:
+    settings = {"source": source, "format": case.split("-")[0], "max_rejected": 0.05, **SAMPLES[case]().spec, **more}
+    return DatasetSpec.model_validate(settings)
+
+
+def _run(spec: DatasetSpec, output: Path) -> DatasetSchema:
+    return ingest(spec, output, lambda done, total, stage: None)
+
+
+def _shards(folder: Path) -> dict[str, pl.DataFrame]:
+    return {split: pl.read_parquet(folder / split) for split in SPLITS}
+
+
+@pytest.fixture(params=SAMPLES)
+def case(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def source(case: str, tmp_path: Path) -> str:
+    (tmp_path / "source").mkdir()
+    return _put(SAMPLES[case](), str(tmp_path / "source"), packed=False)
+
+
+def test_every_format_has_a_sample() -> None:
+    assert {name.split("-")[0] for name in SAMPLES} | {"planted"} == set(FORMATS)
+
+
+@pytest.mark.parametrize("scheme", ["memory", "file"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_reads_the_original_layout(case: str, packed: bool, scheme: str, tmp_path: Path) -> None:
+    sample = SAMPLES[case]()
+    if packed and sample.table is not None:
+        pytest.skip("Parquet compresses its own pages")
+    folder = f"memory://{tmp_path.name}-{case}" if scheme == "memory" else f"file://{tmp_path}"
+    schema = _run(_spec(case, _put(sample, folder, packed)), tmp_path / "out")
+    assert sum(schema.rows.values()) == sample.rows
+    assert tuple(field.name for field in schema.fields) == sample.fields
+    assert DatasetSchema.load(tmp_path / "out") == schema
+    for split, rows in _shards(tmp_path / "out").items():
+        assert rows.height == schema.rows[split]
+        assert rows.columns == [*sample.fields, "label"]
+
+
+def test_rejects_bad_rows_with_line_and_reason(case: str, source: str, tmp_path: Path) -> None:
+    schema = _run(_spec(case, source), tmp_path / "out")
+    rejected = pl.read_parquet(tmp_path / "out" / "rejected.parquet")
+    assert dict(zip(rejected["line"], rejected["reason"], strict=True)) == SAMPLES[case]().bad
+    assert schema.rejected == len(SAMPLES[case]().bad)
+    assert (rejected["text"].str.len_chars() > 0).all()
+
+
+def test_splits_are_reproducible(case: str, source: str, tmp_path: Path) -> None:
+    for name, seed in {"one": 1, "same": 1, "other": 2}.items():
+        split = {**SAMPLES[case]().spec.get("split", {}), "seed": seed}
+        _run(_spec(case, source, split=split), tmp_path / name)
+    one, same, other = (_shards(tmp_path / name) for name in ("one", "same", "other"))
+    assert all(one[split].equals(same[split]) for split in SPLITS)
+    assert not all(one[split].equals(other[split]) for split in SPLITS)
+
+
+def test_gzip_changes_nothing(case: str, source: str, tmp_path: Path) -> None:
+    sample = SAMPLES[case]()
+    if sample.table is not None:
+        pytest.skip("Parquet compresses its own pages")
+    (tmp_path / "packed").mkdir()
+    _run(_spec(case, source), tmp_path / "one")
+    _run(_spec(case, _put(sample, str(tmp_path / "packed"), packed=True)), tmp_path / "two")
+    one, two = _shards(tmp_path / "one"), _shards(tmp_path / "two")
+    assert all(one[split].equals(two[split]) for split in SPLITS)
+
+
+def test_statistics_are_of_training_rows_only(case: str, source: str, tmp_path: Path) -> None:
+    schema = _run(_spec(case, source), tmp_path / "out")
+    train = _shards(tmp_path / "out")["train"]
+    assert schema.label_mean == pytest.approx(train["label"].mean())
+    assert (schema.label_min, schema.label_max) == (train["label"].min(), train["label"].max())
+    for name in schema.names("categorical"):
+        vocabulary = pl.read_parquet(tmp_path / "out" / "vocabulary" / f"{name}.parquet")
+        counts = np.bincount(train[name].to_numpy(), minlength=schema.field(name).cardinality)
+        assert counts[0] == 0
+        assert counts[1:].tolist() == vocabulary["count"].to_list()
+        assert vocabulary["count"].is_sorted(descending=True)
+    for name in schema.names("numeric"):
+        assert schema.field(name).missing == bool(train[name].is_nan().any())
+
+
+def test_encoding_raw_rows_gives_the_shards(case: str, source: str, tmp_path: Path) -> None:
+    _run(_spec(case, source), tmp_path / "out")
+    examples = pl.read_parquet(tmp_path / "out" / "examples.parquet")
+    test = _shards(tmp_path / "out")["test"]
+    assert examples.height == min(test.height, 1000)
+    encoder = Encoder(tmp_path / "out")
+    assert set(encoder.inputs) <= set(examples.columns)
+    assert encoder.encode(examples).equals(test[examples["row"].to_list()].drop("label"), null_equal=True)
+
+
+def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path: Path) -> None:
+    schema = _run(_spec(case, source), tmp_path / "out")
+    encoder = Encoder(tmp_path / "out")
+    examples = pl.read_parquet(tmp_path / "out" / "examples.parquet").head(3)
+    unknown = examples.with_columns(pl.lit("never seen").alias(name) for name in schema.names("categorical"))
+    for name in schema.names("categorical"):
+        assert encoder.encode(unknown)[name].to_list() == [0] * unknown.height
+    nothing = examples.with_columns(pl.lit(None).alias(name) for name in encoder.inputs)
+    encoded = encoder.encode(nothing)
+    for name in schema.names("numeric"):
+        assert encoded[name].is_nan().all() == schema.field(name).missing
+    for name in schema.names("sequence"):
+        assert encoded[name].list.len().to_list() == [0] * nothing.height
