@@ -1,0 +1,89 @@
+"""A small dataset with something to learn, and small models for it."""
+
+import numpy as np
+import torch
+
+from trainer.architecture import Architecture
+from trainer.build import Model, build
+from trainer.data import Jagged, Table
+from trainer.schema import DatasetSchema, Field, Task
+
+USERS, ITEMS, STEPS = 40, 30, 4
+
+
+def schema(task: Task, rows: int) -> DatasetSchema:
+    return DatasetSchema(
+        task=task,
+        label="label",
+        fields=(
+            Field(name="user", kind="categorical", cardinality=USERS),
+            Field(name="item", kind="categorical", cardinality=ITEMS),
+            Field(name="price", kind="numeric", missing=True),
+            Field(name="history", kind="sequence", cardinality=ITEMS, of="item", max_len=STEPS),
+        ),
+        rows={"train": rows, "valid": rows, "test": rows},
+        label_mean=0.5 if task == "ctr" else 3.0,
+        label_min=0.0 if task == "ctr" else 1.0,
+        label_max=1.0 if task == "ctr" else 5.0,
+    )
+
+
+def table(rows: int, *, task: Task = "ctr", seed: int = 0) -> Table:
+    """Rows whose label follows from user and item, with some noise."""
+    random = np.random.default_rng(seed)
+    truth = np.random.default_rng(99)
+    taste = truth.normal(size=(USERS, 1)) + truth.normal(size=ITEMS)
+    user, item = random.integers(0, USERS, rows), random.integers(0, ITEMS, rows)
+    signal = taste[user, item] + 0.3 * random.normal(size=rows)
+    price = random.normal(size=(rows, 1)).astype(np.float32)
+    price[random.random(rows) < 0.2] = np.nan
+    lengths = random.integers(0, STEPS + 1, rows)
+    values = random.integers(1, ITEMS, int(lengths.sum()))
+    return Table(
+        schema=schema(task, rows),
+        categorical=torch.from_numpy(np.stack([user, item], 1).astype(np.int32)),
+        numeric=torch.from_numpy(price),
+        label=torch.from_numpy((signal > 0 if task == "ctr" else np.clip(3 + signal, 1, 5)).astype(np.float32)),
+        sequences={
+            "history": Jagged(
+                torch.from_numpy(values.astype(np.int32)), torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
+            )
+        },
+    )
+
+
+def architecture(*, task: Task = "ctr", dropout: float = 0.0, norm: str = "none") -> Architecture:
+    """FM, MLP and a pooled history that shares the items' table."""
+    encoders = {
+        "user": {"kind": "table", "dim": 4},
+        "item": {"kind": "table", "dim": 4},
+        "price": {"kind": "scale", "dim": 4},
+    }
+    return Architecture.from_dict(
+        {
+            "version": 1,
+            "task": task,
+            "fields": {
+                "user": {"kind": "categorical", "cardinality": USERS},
+                "item": {"kind": "categorical", "cardinality": ITEMS},
+                "price": {"kind": "numeric", "missing": True},
+                "history": {"kind": "sequence", "cardinality": ITEMS, "of": "item", "max_len": STEPS},
+            },
+            "views": {
+                "e": {"encoders": encoders},
+                "first": {"encoders": {"user": {"kind": "table", "dim": 1}, "item": {"kind": "table", "dim": 1}}},
+                "past": {"encoders": {"history": {"kind": "share", "view": "e"}}},
+            },
+            "nodes": [
+                {"id": "fm", "op": "fm", "in": ["e"]},
+                {"id": "pool", "op": "pool", "in": ["past"]},
+                {"id": "mlp", "op": "mlp", "units": [16], "dropout": dropout, "norm": norm, "in": ["e", "pool"]},
+            ],
+            "head": {"mode": "sum", "in": ["first", "fm", "mlp"]},
+        }
+    )
+
+
+def model(*, task: Task = "ctr", dropout: float = 0.0, norm: str = "none", seed: int = 1) -> Model:
+    mean = schema(task, 1).label_mean
+    return build(architecture(task=task, dropout=dropout, norm=norm), label_mean=mean, table_init=0.05, seed=seed)
