@@ -49,7 +49,7 @@ def plan(spec: DatasetSpec, layout: Layout) -> Plan:
     """
     time, group = spec.time or layout.time, spec.group or layout.group
     label = spec.label.column or layout.label
-    columns = [*layout.kinds, *filter(None, (layout.label, layout.time, layout.truth))]
+    columns = [*layout.kinds, *layout.others, *filter(None, (layout.label, layout.time))]
     for key, name in {"label.column": label, "time": time, "group": group}.items():
         if name is not None:
             _require(spec, key, name, columns)

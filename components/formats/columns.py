@@ -4,6 +4,8 @@ import re
 
 import polars as pl
 
+from components.dataset import DatasetSpec
+from trainer.errors import UserError
 from trainer.schema import FieldKind
 
 _IDENTIFIER = re.compile(
@@ -33,6 +35,20 @@ def guess_kind(name: str, values: pl.Series) -> FieldKind | None:
     if values.dtype.is_numeric():
         return _kind_of_numbers(name, values.cast(pl.Float64))
     return "categorical" if isinstance(values.dtype, pl.Categorical | pl.Enum) else None
+
+
+def label_column(spec: DatasetSpec, url: str, names: list[str]) -> str:
+    """The label's column.
+
+    Raises:
+        UserError: it is not set, or not among the names.
+    """
+    column = spec.label.column
+    if column is None:
+        raise UserError(f"{url}: dataset.label.column is not set; write which of {names} is predicted")
+    if column not in names:
+        raise UserError(f"{url}: there is no column {column!r} (dataset.label.column); there are {names}")
+    return column
 
 
 def as_numbers(text: pl.Series) -> pl.Series:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from components.dataset import DatasetSpec
-from components.formats.columns import guess_kind
+from components.formats.columns import guess_kind, label_column
 from components.formats.layout import Format, Layout
 from components.formats.text import first_lines, read_lines, split_header, split_quoted
 from components.rejects import Rejects
@@ -18,13 +18,11 @@ _SAMPLE = 20_000
 
 
 def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
-    if spec.label.column is None:
-        raise UserError(f"{urls[0]}: label.column is not set; write which of {_names(spec, urls[0])} is predicted")
     names = _names(spec, urls[0])
     for url in urls[1:]:
         if _names(spec, url) != names:
             raise UserError(f"{url}:1: its columns {_names(spec, url)} differ from {names} in {urls[0]}")
-    return Layout(_kinds(spec, urls[0]), label=spec.label.column)
+    return Layout(_kinds(spec, urls[0]), label=label_column(spec, urls[0], names))
 
 
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:

@@ -15,8 +15,10 @@ class Layout:
     """The columns of a format's rows, in order, and what they mean unless the user says otherwise."""
 
     kinds: dict[str, FieldKind]
-    """Every column that may be a field; the label and time columns are named beside it."""
+    """Every column that may be a field."""
     label: str
+    others: tuple[str, ...] = ()
+    """Columns that cannot be fields but may be the time."""
     time: str | None = None
     group: str | None = None
     transform: Transform = "standardize"

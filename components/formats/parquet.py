@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.dataset import DatasetSpec
-from components.formats.columns import guess_kind
+from components.formats.columns import guess_kind, label_column
 from components.formats.layout import Format, Layout
 from components.rejects import LINE, Rejects
 from components.source import explained, open_binary
-from trainer.errors import UserError
 from trainer.schema import FieldKind
 
 _ROWS = 1 << 16
@@ -22,8 +21,6 @@ _SAMPLE = 20_000
 
 def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
     frame = sample(urls[0])
-    if spec.label.column is None:
-        raise UserError(f"{urls[0]}: label.column is not set; write which of {frame.columns} is predicted")
     kinds: dict[str, FieldKind] = {}
     for name in frame.columns:
         declared = spec.fields.get(name)
@@ -32,7 +29,8 @@ def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
             continue  # a list says nothing until 'of' names the field whose values it holds
         if kind is not None:
             kinds[name] = kind
-    return Layout(kinds, label=spec.label.column)
+    others = tuple(name for name in frame.columns if name not in kinds)
+    return Layout(kinds, label=label_column(spec, urls[0], frame.columns), others=others)
 
 
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
