@@ -349,13 +349,13 @@ def fields_of(schema: DatasetSchema) -> dict[str, dict[str, Any]]:
 
 def _form_message(data: dict[str, Any], error: ValidationError) -> str:
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"]]
-    if len(where) > 1 and where[0] == "nodes":
-        node = data["nodes"][int(where[1])]
-        name = node.get("id", where[1]) if isinstance(node, dict) else where[1]
-        # The union's tag (the op) stands between the index and the key.
-        where = [f"node '{name}'", *where[3:]]
-    return f"architecture: {'.'.join(where)}: {first['msg'].lower()}"
+    place, keys = "architecture", [str(part) for part in first["loc"]]
+    if len(keys) > 1 and keys[0] == "nodes":
+        node = data["nodes"][int(keys[1])]
+        place = f"node '{node.get('id', keys[1]) if isinstance(node, dict) else keys[1]}'"
+        keys = keys[3:]  # after the op, by which the union chose
+    message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].lower()
+    return ": ".join([place, *([".".join(keys)] if keys else []), message])
 
 
 def _check_references(architecture: Architecture) -> None:

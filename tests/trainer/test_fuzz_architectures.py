@@ -1,0 +1,176 @@
+"""Random descriptions: each is built, or refused by inference with a place; none fails inside forward."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.mixed import batch_of, mixed_schema, parameters
+from trainer.architecture import Architecture, ArchitectureError, fields_of
+from trainer.build import build
+from trainer.shapes import count, infer
+
+SCHEMA = mixed_schema()
+FIELDS = [field.name for field in SCHEMA.fields]
+DIMS = (1, 2, 4)
+Draw = random.Random
+
+
+def some(draw: Draw, options: list[str], most: int) -> list[str]:
+    return [draw.choice(options) for _ in range(draw.randint(1, most))]
+
+
+def encoder(draw: Draw, field: str, kind: str, dim: int) -> dict[str, Any]:
+    """Mostly one that fits the field."""
+    if field == "history":
+        return draw.choice([{"kind": "share", "view": "v0"}, {"kind": "table", "dim": dim}])
+    if kind == "pairs_table":
+        return {"kind": kind, "dim": dim}
+    if SCHEMA.field(field).kind == "numeric":
+        return {"kind": "raw"} if kind == "raw" else {"kind": "scale", "dim": dim}
+    return {"kind": "table", "dim": dim}
+
+
+def view(draw: Draw, first: bool) -> dict[str, Any]:
+    if not first and draw.random() < 0.25:
+        return {"encoders": {"history": encoder(draw, "history", "", draw.choice(DIMS))}}
+    kind = draw.choice(["plain", "plain", "plain", "raw", "pairs_table"])
+    chosen = [field for field in FIELDS[:-1] if draw.random() < 0.6] or ["user"]
+    chosen = ["item", *chosen] if first and "item" not in chosen else chosen
+    same = draw.choice(DIMS) if draw.random() < 0.7 or kind == "pairs_table" else None
+    rest: dict[str, Any] = {}
+    if draw.random() < 0.3:
+        rest = {"align": draw.choice(["lift", "min", "pad"]), "width": draw.choice([None, None, 4, 5])}
+    return {"encoders": {field: encoder(draw, field, kind, same or draw.choice(DIMS)) for field in chosen}, **rest}
+
+
+def fields_rule(draw: Draw) -> dict[str, Any]:
+    return draw.choice([{}, {"align": "min"}, {"align": "pad"}, {"dim": 3}, {"dim": 2, "align": "lift"}])
+
+
+OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
+    "concat": lambda draw: {},
+    "inner": fields_rule,
+    "elementwise": lambda draw: {
+        "kind": draw.choice(["sum", "average", "multiply", "max", "min"]),
+        **fields_rule(draw),
+    },
+    "fm": fields_rule,
+    "pairs": lambda draw: {
+        "weight": draw.choice(["one", "scalar", {"attention": 3}]),
+        "out": draw.choice(["sum", "linear", "vector"]),
+        "keep": draw.choice(["all", "all", [["user", "item"]], [["item", "n0"], ["item", "user"]]]),
+        **fields_rule(draw),
+    },
+    "ffm": lambda draw: {},
+    "dot": lambda draw: {"triangle": draw.choice(["strict", "full"]), **fields_rule(draw)},
+    "cross": lambda draw: {"layers": draw.randint(1, 3), "kind": draw.choice(["vector", "matrix"])},
+    "mha": lambda draw: {
+        "dim": draw.choice(DIMS),
+        "heads": draw.randint(1, 3),
+        "layers": draw.randint(1, 2),
+        "residual": draw.random() < 0.5,
+        **draw.choice([{}, {"width": 3}, {"align": "min"}]),
+    },
+    "mlp": lambda draw: {
+        "units": [draw.choice((2, 5)) for _ in range(draw.randint(1, 3))],
+        "norm": draw.choice(["none", "batch"]),
+        "dropout": draw.choice([0.0, 0.3]),
+        "activation": draw.choice(["relu", "gelu", "silu", "tanh", "identity"]),
+    },
+    "pool": lambda draw: {"kind": draw.choice(["mean", "sum", "max"])},
+    "gru": lambda draw: {"hidden": draw.choice(DIMS)},
+    "transformer": lambda draw: {"layers": draw.randint(1, 2), "heads": draw.randint(1, 2), "dropout": 0.1},
+    "last": lambda draw: {},
+    "target_attention": lambda draw: {"units": [draw.choice(DIMS)]},
+}
+SEQUENCE_OPS = ("pool", "gru", "transformer", "last")
+
+
+def description(draw: Draw) -> dict[str, Any]:
+    views = {f"v{i}": view(draw, first=i == 0) for i in range(draw.randint(1, 4))}
+    sequences = [name for name, spec in views.items() if "history" in spec["encoders"]]
+    aware = [name for name, spec in views.items() if any(e["kind"] == "pairs_table" for e in spec["encoders"].values())]
+    refs = [name for name in views if name not in sequences + aware]
+    refs += [f"{name}.{field}" for name in refs for field in views[name]["encoders"]]
+    nodes: list[dict[str, Any]] = []
+    for number in range(draw.randint(0, 5)):
+        op = draw.choice(list(OPS))
+        inputs = some(draw, refs or list(views), 3)
+        # Mostly inputs of the right kind, so that most descriptions come through.
+        if op in SEQUENCE_OPS and sequences:
+            inputs = [draw.choice(sequences)]
+        elif op == "target_attention" and sequences and refs:
+            inputs = [draw.choice(sequences), draw.choice(refs)]
+        elif op == "ffm" and aware:
+            inputs = [draw.choice(aware)]
+        elif op in (*SEQUENCE_OPS, "target_attention", "ffm") and draw.random() < 0.9:
+            op = "mlp"
+        nodes.append({"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)})
+        (sequences if op == "transformer" else refs).append(f"n{number}")
+    head = {
+        "mode": draw.choice(["sum", "linear"]),
+        "in": some(draw, refs or list(views), 3),
+        "bias": draw.random() < 0.8,
+    }
+    return {
+        "task": draw.choice(["ctr", "rating"]),
+        "fields": fields_of(SCHEMA),
+        "views": views,
+        "nodes": nodes,
+        "head": {"mode": mode, "in": inputs, "bias": draw.random() < 0.8},
+    }
+
+
+def check(data: dict[str, Any]) -> bool:
+    """True if it was built and ran, False if it was refused."""
+    try:
+        architecture = Architecture.from_dict(data)
+        infer(architecture)
+    except ArchitectureError as refused:
+        return check_refused(str(refused))
+    counts = count(architecture)
+    model = build(architecture, label_mean=0.4, table_init=0.1, seed=0)
+    assert parameters(model.table_parameters()) == counts.tables
+    assert parameters(model.lift_parameters()) == counts.lifts
+    assert parameters(model.dense_parameters()) == counts.lifts + counts.dense
+    output = model(batch_of(SCHEMA, rows=3))
+    assert output.shape == (3,)
+    if output.requires_grad:
+        output.sum().backward()
+    live = architecture.live()
+    assert live.live() == live
+    assert count(live) == counts
+    assert live.hash == architecture.hash == Architecture.from_dict(architecture.to_dict()).hash
+    return True
+
+
+def check_refused(message: str) -> bool:
+    assert message.startswith(("node '", "view '", "head: ")), message
+    return False
+
+
+def run(numbers: range) -> float:
+    """The share of random descriptions that were built."""
+    built = []
+    for number in numbers:
+        data = description(random.Random(number))
+        try:
+            built.append(check(data))
+        except Exception as error:
+            raise AssertionError(f"description {number} fails: {data}") from error
+    return sum(built) / len(built)
+
+
+def test_random_descriptions() -> None:
+    torch.manual_seed(0)
+    share = run(range(300))
+    assert 0.25 < share < 0.9
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_descriptions() -> None:
+    torch.manual_seed(0)
+    run(range(300, 10_000))
