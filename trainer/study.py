@@ -81,7 +81,7 @@ class Study:
         prune: bool = True,
     ) -> None:
         self.name = name
-        self._space, self._sampler, self._trials, self._lag, self._seed = space, sampler, trials, lag, seed
+        self._space, self._sampler, self.trials, self._lag, self._seed = space, sampler, trials, lag, seed
         self._prune = prune
         self._choices = choices(space)
         self._storage = open_journal(path)
@@ -97,7 +97,7 @@ class Study:
         """
         if self._left_over:
             return self._trial(self._left_over.popleft())
-        while (number := len(self._all())) < self._trials:
+        while (number := len(self._all())) < self.trials:
             if any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)]):
                 return WAIT
             proposal = propose(self._space, self._sampler, self._seed, number, self._past(number))
