@@ -110,11 +110,7 @@ def description(draw: Draw) -> dict[str, Any]:
             op = "mlp"
         nodes.append({"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)})
         (sequences if op == "transformer" else refs).append(f"n{number}")
-    head = {
-        "mode": draw.choice(["sum", "linear"]),
-        "in": some(draw, refs or list(views), 3),
-        "bias": draw.random() < 0.8,
-    }
+    mode, inputs = draw.choice(["sum", "linear"]), some(draw, refs or list(views), 3)
     return {
         "task": draw.choice(["ctr", "rating"]),
         "fields": fields_of(SCHEMA),
