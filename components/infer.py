@@ -47,7 +47,7 @@ def infer(url: str) -> str:
         proposal |= {"task": "rating" if name in ("movielens", "netflix") else "ctr"}
         note = "# Fields are known for this format; `dalil render` shows every default."
     DatasetSpec.model_validate(proposal)
-    return f"{note}\ndataset:\n" + "".join(f"  {key}: {_yaml(value)}\n" for key, value in proposal.items())
+    return f"{note}\ndataset:\n" + "".join(f"  {key}:{_yaml(value)}\n" for key, value in proposal.items())
 
 
 def _format(url: str) -> FormatName:
@@ -102,7 +102,11 @@ def _numbers(column: pl.Series) -> pl.Series:
 def _yaml(value: Any) -> str:
     """One entry: a field per line, everything else in line."""
     if isinstance(value, dict) and all(isinstance(inner, dict) for inner in value.values()):
-        return "".join(f"\n    {_yaml(name)}: {_yaml(inner)}" for name, inner in value.items())
+        return "".join(f"\n    {_flow(name)}:{_yaml(inner)}" for name, inner in value.items())
+    return " " + _flow(value)
+
+
+def _flow(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 
 from components.check import LABEL, TIME, TRUTH, checked
@@ -169,7 +170,7 @@ def _write_vocabularies(learned: Learned, output: Path) -> dict[str, Vocabulary]
     folder = output / "vocabulary"
     folder.mkdir()
     for name, vocabulary in learned.vocabularies.items():
-        vocabulary.write_parquet(folder / f"{name}.parquet")
+        pq.write_table(vocabulary.to_arrow(), folder / f"{name}.parquet")
     return {name: Vocabulary(vocabulary["token"]) for name, vocabulary in learned.vocabularies.items()}
 
 

@@ -53,18 +53,18 @@ def plan(spec: DatasetSpec, layout: Layout) -> Plan:
     for key, name in {"label.column": label, "time": time, "group": group}.items():
         if name is not None:
             _require(spec, key, name, columns)
-    names = _selected(spec, layout, {label, time})
+    names = _selected(spec, layout, label, time)
     fields = tuple(_field(spec, layout, name) for name in names)
     made = Plan(fields, label, time, group, layout.truth, tuple(f for f in fields if f.history))
     _check(spec, made)
     return made
 
 
-def _selected(spec: DatasetSpec, layout: Layout, apart: set[str | None]) -> list[str]:
-    """Names of the fields: those of the layout that are neither label nor time, then the histories."""
-    extra = [name for name, settings in spec.fields.items() if settings.kind == "sequence" or name in apart]
-    known = [name for name in layout.kinds if name not in apart or name in spec.fields]
-    known += [name for name in [*layout.histories, *extra] if name not in known]
+def _selected(spec: DatasetSpec, layout: Layout, label: str, time: str | None) -> list[str]:
+    """Names of the fields: the layout's but the label and (unless it is declared) the time, then the histories."""
+    known = [name for name in layout.kinds if name != label and (name != time or name in spec.fields)]
+    declared = [name for name, settings in spec.fields.items() if settings.kind == "sequence"]
+    known += [name for name in [*layout.histories, *declared] if name not in known]
     for key, wanted in {"fields": spec.fields, "select": spec.select, "drop": spec.drop}.items():
         for name in wanted:
             _require(spec, key, name, known)

@@ -64,5 +64,5 @@ def write_shards(
         progress(done, stage.rows, "encoding")
     for shard in shards:
         shard.close()
-    pl.concat(examples).with_row_index("row").write_parquet(output / "examples.parquet")
+    pq.write_table(pl.concat(examples).with_row_index("row").to_arrow(), output / "examples.parquet")
     return pl.concat(tests)

@@ -28,6 +28,9 @@ def list_files(url: str, pattern: str = "*") -> list[str]:
     """
     with explained(url):
         files, path = url_to_fs(url)
+        if url.startswith(("http://", "https://")):  # no folders there, and ? begins a query
+            files.info(path)
+            return [url]
         if any(mark in path for mark in "*?["):
             found = sorted(files.glob(path))
         elif files.isdir(path):

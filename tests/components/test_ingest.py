@@ -1,5 +1,6 @@
 """What ingest promises beyond the formats: splits, histories, negatives, encodings, and one line for every mistake."""
 
+import errno
 import json
 import os
 import stat
@@ -11,6 +12,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -344,6 +346,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"split": {"by": "leave_last_out"}}, _clicks(), "needs dataset.group"),
     ({"fields": {"h": {"kind": "sequence", "of": "item"}}}, _clicks(), "a history needs dataset.group"),
     ({"fields": {"h": {"kind": "sequence", "of": "it"}}, "group": "user"}, _clicks(), "'it' is no categorical field"),
+    ({"fields": {"y": {}}}, _clicks(), "no column 'y'"),
     ({}, "a,a,y\n1,2,0\n", "column 'a' stands there twice"),
     ({}, "a,label,y\n" + "1,2,0\n2,2,1\n" * 9, "cannot be named 'label'"),
     ({}, _clicks() + "1,2\n" * 9, "9 of 309 rows are bad"),
@@ -418,6 +421,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     spec = DatasetSpec.model_validate({"source": str(tmp_path / "rows.csv"), "format": "csv", "label": {"column": "y"}})
     with pytest.raises(NoSpaceError, match="cannot be written"):
         ingest(spec, tmp_path / "file" / "out", lambda done, total, stage: None)
+
+
+@pytest.mark.parametrize("name", ["rows.parquet", "user.parquet", "part-00000.parquet", "examples.parquet"])
+def test_a_full_disk_is_one_line(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = pq.ParquetWriter.write_table
+
+    def full(writer: Any, table: object, **more: Any) -> None:
+        if Path(writer.where).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, table, **more)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    with pytest.raises(NoSpaceError, match="the folder is full"):
+        run(_clicks())
 
 
 @pytest.mark.parametrize(

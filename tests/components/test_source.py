@@ -1,7 +1,10 @@
 """Sources beyond the local disk, against a real S3 protocol server."""
 
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -82,3 +85,15 @@ def test_blocks_are_cut_alike_gzip_or_not(tmp_path: Path) -> None:
     plain, packed = (list(read_blocks(str(tmp_path / name), 1000)) for name in ("plain", "packed"))
     assert plain == packed
     assert b"".join(plain) == content
+
+
+def test_reads_over_http(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(ROWS)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/rows.csv"
+        assert b"".join(read_blocks(list_files(url)[0])) == ROWS.encode()
+        with pytest.raises(UserError, match="there is no such file"):
+            list_files(url.replace("rows", "none"))
+        server.shutdown()
