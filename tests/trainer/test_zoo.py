@@ -127,3 +127,14 @@ def test_a_zoo_model_can_fit_noise() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_runs_in_bf16(name: str) -> None:
+    schema = mixed_schema()
+    model = build(defaults(name, schema), label_mean=0.3, table_init=0.1, seed=0).eval()
+    batch = batch_of(schema)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = model(batch)
+    low.float().sum().backward()
+    torch.testing.assert_close(low.float(), model(batch), rtol=0.05, atol=0.05)
