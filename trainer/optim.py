@@ -28,8 +28,8 @@ class LazyAdam(torch.optim.Optimizer):
 
     Moments of untouched rows rest (as in torch's `SparseAdam`). The penalty does not: a row that was last touched k
     steps ago gets `k * l2 * row`, what dense L2 would have added to its gradients meanwhile, so both optimizers
-    minimise the same objective and `l2` means the same. When every row is touched at every step this is exactly dense Adam.
-    (Paying skipped penalties at the next touch: Carpenter, "Lazy sparse stochastic gradient descent", 2008.)
+    minimise the same objective and `l2` means the same. When every row is touched at every step this is exactly dense
+    Adam. (Paying skipped penalties at the next touch: Carpenter, "Lazy sparse stochastic gradient descent", 2008.)
     """
 
     def __init__(

@@ -1,8 +1,14 @@
 """One model on several processes: TorchRec's `DistributedModelParallel` over gloo, and what `fit` needs around it.
 
-Each table lives whole on one process, the rest of the model on all of them. Tables keep TorchRec's dense compute
-kernel, so that Adam and its L2 penalty work as in one process (FBGEMM's fused optimizers on CPU know neither). The
-planner refuses that kernel for placed tables, though the sharded modules run it; so the plan is made here.
+Each table of an `EmbeddingBagCollection` lives whole on one process, the rest of the model on all of them. Tables keep
+TorchRec's dense compute kernel, so that Adam and its L2 penalty work as in one process (FBGEMM's fused optimizers on
+CPU know neither). The planner refuses that kernel for placed tables, though the sharded module runs it; so the plan is
+made here.
+
+Tables that sequences read (`EmbeddingCollection`) stay on every process, their gradients averaged: in FBGEMM 1.8 the
+dense kernel on CPU takes "no pooling" for "sum", without a word, and then writes where it should not.
+
+Dropout is drawn by each process and batch norm uses each process's rows; without them, losses are those of one process.
 """
 
 from typing import Any
@@ -29,18 +35,13 @@ def shard(model: nn.Module) -> nn.Module:
     from torchrec.distributed.types import ShardingPlan
 
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    sharders = _sharders()
-    collections = {
-        name: (module, sharder)
-        for name, module in model.named_modules()
-        for sharder in sharders
-        if type(module) is sharder.module_type
-    }
+    sharder = _bag_sharder()
+    bags = {name: module for name, module in model.named_modules() if isinstance(module, sharder.module_type)}
     loads = [0] * rank_and_world()[1]
-    plan = ShardingPlan({name: _place(module, sharder, loads) for name, (module, sharder) in collections.items()})
-    sharded: nn.Module = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=sharders)
+    plan = ShardingPlan({name: _place(module, sharder, loads) for name, module in bags.items()})
+    sharded: nn.Module = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=[sharder])
     for name, value in local_weights(sharded).items():
-        value.copy_(weights[name])  # the sharded collections have drawn fresh weights
+        value.copy_(weights[name])  # the sharded collection has drawn fresh ones
     return sharded
 
 
@@ -114,17 +115,12 @@ def _place(collection: nn.Module, sharder: Any, loads: list[int]) -> Any:
     )
 
 
-def _sharders() -> list[Any]:
-    """TorchRec's sharders, with the dense kernel allowed for placed tables."""
-    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+def _bag_sharder() -> Any:
+    """TorchRec's sharder, with the dense kernel allowed for placed tables."""
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 
-    class BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    class DenseSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
             return ["dense"]
 
-    class SequenceSharder(EmbeddingCollectionSharder):  # type: ignore[misc]
-        def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-            return ["dense"]
-
-    return [BagSharder(), SequenceSharder()]
+    return DenseSharder()

@@ -1,12 +1,16 @@
 """A small dataset with something to learn, and small models for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.data import Jagged, Table
 from trainer.schema import DatasetSchema, Field, Task
+from trainer.space import fill_params
 
 USERS, ITEMS, STEPS = 40, 30, 4
 
@@ -87,3 +91,17 @@ def architecture(*, task: Task = "ctr", dropout: float = 0.0, norm: str = "none"
 def model(*, task: Task = "ctr", dropout: float = 0.0, norm: str = "none", seed: int = 1) -> Model:
     mean = schema(task, 1).label_mean
     return build(architecture(task=task, dropout=dropout, norm=norm), label_mean=mean, table_init=0.05, seed=seed)
+
+
+def categorical(rows: int, *, seed: int = 0) -> Table:
+    """The rows of `table` with user and item only."""
+    whole = table(rows, seed=seed)
+    fields = tuple(field for field in whole.schema.fields if field.kind == "categorical")
+    schema = whole.schema.model_copy(update={"fields": fields})
+    return replace(whole, schema=schema, numeric=torch.empty(rows, 0), sequences={})
+
+
+def zoo_model(name: str) -> Model:
+    """A model of the zoo by default, but without dropout, for the rows of `categorical`."""
+    description = fill_params(zoo.template(name, categorical(1).schema), {"mlp.dropout": 0})
+    return build(Architecture.from_dict(description), label_mean=0.5, table_init=0.05, seed=1)

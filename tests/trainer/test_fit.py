@@ -46,6 +46,15 @@ def test_it_learns_what_is_there_to_learn(task: Task, table_optimizer: str, aver
     assert [record.epoch for record in result.history] == list(range(len(result.history)))
 
 
+@pytest.mark.parametrize("name", ["fm", "deepfm", "dcnv2"])
+def test_models_of_the_zoo_learn(name: str) -> None:
+    rows, valid = small.categorical(600), small.categorical(300, seed=1)
+    model = small.zoo_model(name)
+    chances = predict(model, valid)
+    fit(model, rows, valid, QUICK.model_copy(update={"epochs": 20}), task="ctr", seed=0)
+    assert metrics.auc(valid.label, predict(model, valid)) > max(0.75, metrics.auc(valid.label, chances))
+
+
 def test_the_model_ends_with_its_best_weights() -> None:
     """Also where the last epochs were worse, and where the best are averaged weights."""
     for average in (0.0, 0.9):
