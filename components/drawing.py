@@ -14,7 +14,7 @@ from trainer.shapes import F, P, Q, Shape, V, count, infer
 NARROWEST, WIDEST = 96, 230
 GAP_X, GAP_Y, MARGIN = 56, 14, 8
 LINE, PAD = 16, 9
-NAME_LETTER, LETTER = 7.3, 6.5
+NAME_LETTER, LETTER = 7.6, 6.9
 """Pixels that a letter takes on average, in bold and in plain."""
 MOST_FIELDS = 18
 """With more fields than this, fields that are encoded alike share one box."""
@@ -56,7 +56,8 @@ def draw(architecture: Architecture) -> str:
     labels = "".join(_edge_label(source, box, label) for box in boxes for source, label in box.sources if label)
     return (
         f'<svg class="drawing" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'style="max-width:{width:.0f}px;min-width:{0.75 * width:.0f}px" role="img" aria-labelledby="drawing-title drawing-text"><title id="drawing-title">Architecture</title>'
+        f'style="max-width:{width:.0f}px;min-width:{0.75 * width:.0f}px" role="img" '
+        f'aria-labelledby="drawing-title drawing-text"><title id="drawing-title">Architecture</title>'
         f'<desc id="drawing-text">{escape(describe(live))}</desc>{edges}{drawn}{labels}</svg>'
     )
 

@@ -65,7 +65,9 @@ def _tiles(facts: Facts) -> str:
     planted = facts["data"]["statistics"].get("planted") or {}
     if isinstance(planted.get(metric), float):
         gap = (summary["mean"] / planted[metric] - 1) * 100
-        tiles.append((f"planted truth's {NAMES[metric]}", f"{planted[metric]:.4f}", f"the champion's is {gap:+.2f} %"))
+        tiles.append(
+            (f"planted truth's {NAMES[metric]}", f"{planted[metric]:.4f}", f"the champion's is {gap:+.2f}\u00a0%")
+        )
     items = "".join(
         f'<div class="tile"><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>' for name, value, note in tiles
     )
@@ -336,7 +338,7 @@ def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} m {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} m"
 
 
 def _number(value: float | None) -> str:

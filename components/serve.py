@@ -100,6 +100,9 @@ def _token(value: Any) -> str | None:
 
 
 def _tokens(value: Any) -> list[str]:
+    """A list's categories; in CSV a list stands as its JSON text, such as ["12", "7"]."""
+    if isinstance(value, str):
+        value = json.loads(value)
     if value is None or isinstance(value, float):
         return []
     return [_token(item) or "" for item in value]
@@ -137,16 +140,16 @@ def save(folder: Path, architecture: Architecture, weights: Path, dataset: Path)
 
 
 def signature(inputs: dict[str, InputType]) -> "ModelSignature":
-    """Every column is optional: a missing one counts as a missing value in all rows."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+    """Every column is optional (absent: missing in all rows) and of any type.
 
-    types: dict[InputType, DataType | Array] = {
-        "string": DataType.string,
-        "double": DataType.double,
-        "list": Array(DataType.string),
-    }
-    columns: list[ColSpec | TensorSpec] = [ColSpec(types[kind], name, required=False) for name, kind in inputs.items()]
+    Any type, because MLflow reads CSV by guessing: a column of whole numbers would be refused where it declares text
+    or decimal numbers, and ids of users and items are such columns. `raw_columns` settles what values mean.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
+
+    anything = AnyType()  # type: ignore[no-untyped-call]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(anything, name, required=False) for name in inputs]
     return ModelSignature(inputs=Schema(columns), outputs=Schema([ColSpec(DataType.double, OUTPUT)]))
 
 
