@@ -25,11 +25,12 @@ import time
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from components.replay import Replay
-from components.system_metrics import SystemMetrics
 from components.tracking import write_whole
+
+if TYPE_CHECKING:
+    from components.replay import Replay
 
 POLL_SECONDS = 0.5
 LINGER_SECONDS = 5.0
@@ -184,6 +185,8 @@ class _Shipper:
         self.target = _Target.load(folder)
         self.state = _State.load(self.target.state_file(folder))
         self.replay: Replay | None = None
+        from components.system_metrics import SystemMetrics  # imports MLflow, for which the run itself must not wait
+
         self.system_metrics = SystemMetrics()
 
     def run(self) -> None:
@@ -220,19 +223,21 @@ class _Shipper:
         self._save()
         return self.state.error is None
 
-    def _connect(self) -> Replay:
+    def _connect(self) -> "Replay":
         target = _Target.load(self.folder)
         if target != self.target:
             self.target, self.replay = target, None
             self.state = _State.load(target.state_file(self.folder))
         if self.replay is None:
+            from components.replay import Replay
+
             self.replay = Replay(target.uri, target.artifacts, self.state.runs)
         return self.replay
 
     def _save(self) -> None:
         write_whole(self.target.state_file(self.folder), asdict(self.state))
 
-    def _ship_block(self, replay: Replay, spool: Path) -> bool:
+    def _ship_block(self, replay: "Replay", spool: Path) -> bool:
         """Replay the next lines of a spool; False when there are none. The offset moves after all have arrived."""
         offset = self.state.offsets.get(spool.name, 0)
         with spool.open("rb") as file:
@@ -261,7 +266,7 @@ class _Shipper:
         elif event["run"] in running:
             running.remove(event["run"])
 
-    def _end_killed(self, replay: Replay, spool: Path) -> None:
+    def _end_killed(self, replay: "Replay", spool: Path) -> None:
         """Runs of a step that was killed get their end from here; a resumed step sets them running again."""
         running = self.state.running.get(spool.name)
         if running and not _locked(spool):
