@@ -15,9 +15,9 @@ from trainer.settings import TrainSettings
 LAZY_ROWS_PER_BATCH_ROW = 25
 """`table_optimizer: auto` is lazy for a table with more rows than this times the batch size.
 
-Dense Adam is what published results were made with, so it is kept for as long as it is nearly free. On one core (dim 16, batch
-4,096; backward and step): a lazy table costs 2.3 ms at any size; a dense one 1.9 ms at 10,000 rows, 3.1 at 50,000, 6.3
-at 100,000, 59 at 1,000,000.
+Dense Adam is what published results were made with, so it is kept for as long as it is nearly free. On one core (dim
+16, batch 4,096; backward and step) a lazy table costs 2.3 ms at any size, a dense one 1.9 ms at 10,000 rows, 3.1 at
+50,000, 6.3 at 100,000, 59 at 1,000,000.
 """
 
 Named = dict[str, nn.Parameter]
