@@ -1,6 +1,5 @@
 """The `dalil` command. Every import that takes time stands inside the command that needs it."""
 
-import os
 import signal
 import sys
 from pathlib import Path
@@ -8,6 +7,8 @@ from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
+
+INTERRUPTED = "interrupted; the same command again continues where it stopped"
 
 app = typer.Typer(
     help="Searches, trains and ships recommender models: one file in, a registered MLflow model out.",
@@ -102,17 +103,18 @@ def main() -> NoReturn:
     """Entry point: a user's mistake is one line and exit code 2, Ctrl-C one line and 130."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(prog_name="dalil", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted; the same command again continues where it stopped", 130)
+        code = app(prog_name="dalil", standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except _Terminated:
+        _fail(INTERRUPTED, 143)
     except typer.TyperException as error:  # a wrong option or argument
         _fail(f"error: {error.format_message().rstrip('.')}; `dalil --help` shows what there is", error.exit_code)
-    except BrokenPipeError:  # the reader of our output (head, less) has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except Exception as error:
         _explain(error)
-    sys.exit(0)
+    if code == 130:  # typer's own way to say KeyboardInterrupt
+        _fail(INTERRUPTED, 130)
+    sys.exit(code or 0)
 
 
 def _explain(error: Exception) -> NoReturn:
@@ -127,8 +129,12 @@ def _explain(error: Exception) -> NoReturn:
     raise error
 
 
+class _Terminated(BaseException):
+    """SIGTERM, such as from `kill` or at shutdown."""
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+    raise _Terminated
 
 
 def _fail(line: str, code: int) -> NoReturn:
