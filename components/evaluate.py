@@ -21,13 +21,13 @@ from scipy import stats
 
 from components import report, serve
 from components.events import Emit
+from components.serve import score
 from components.settings import EvaluateSpec
 from components.tracking import Tracker
 from trainer import data, metrics
 from trainer.architecture import Architecture
 from trainer.build import Model
 from trainer.data import Table
-from trainer.fit import predict
 from trainer.schema import DatasetSchema
 from trainer.shapes import count
 
@@ -133,7 +133,7 @@ class _Comparison:
 
     def shipped(self, champion: dict[str, Any]) -> _Shipped:
         best = min(champion["seeds"], key=lambda seed: self.sign * seed["valid"][self.metric])
-        prediction = predict(self._load(champion, best), self.test)
+        prediction = score(self._load(champion, best), self.test)
         return _Shipped(best["seed"], self.trained / best["weights"], prediction)
 
     def predictions(self, shipped: _Shipped) -> pl.DataFrame:
@@ -148,7 +148,7 @@ class _Comparison:
         """Losses of the rows (N,), their mean over the seeds, and the metrics of each seed."""
         losses, measured = np.zeros(self.test.rows), []
         for seed in model["seeds"]:
-            prediction = predict(self._load(model, seed), self.test)
+            prediction = score(self._load(model, seed), self.test)
             losses += self._losses(prediction) / len(model["seeds"])
             measured.append(self._metrics(prediction))
         return losses, measured
@@ -171,7 +171,7 @@ class _Comparison:
         single = [self.test.select(rows[i : i + 1]) for i in range(LATENCY_CALLS)]
         batch = self.test.select(rows)
         for table in (*single[:5], batch):
-            predict(model, table)
+            score(model, table)
         times = [_seconds(model, table) for table in single]
         return {
             "row_milliseconds": 1000 * float(np.median(times)),
@@ -181,7 +181,7 @@ class _Comparison:
 
 def _seconds(model: Model, table: Table) -> float:
     started = time.perf_counter()
-    predict(model, table)
+    score(model, table)
     return time.perf_counter() - started
 
 

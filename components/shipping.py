@@ -1,4 +1,4 @@
-"""The process that brings tracking spools to MLflow: started with the run, outlives its steps, ends by itself.
+"""The process that brings tracking spools to MLflow: started with the run, outlives it if it must, ends by itself.
 
 A process of its own, because importing MLflow takes seconds and hundreds of megabytes, and creating its SQLite database
 seconds more: no step should pay for that, and nothing MLflow does can reach the training loop. One process serves one
@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import select
 import subprocess
 import sys
 import time
@@ -27,14 +28,12 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from components.tracking import write_whole
+from components.artifacts import write_whole
 
 if TYPE_CHECKING:
     from components.replay import Replay
 
 POLL_SECONDS = 0.5
-LINGER_SECONDS = 5.0
-"""How long to wait for the next step of the run before going away."""
 RETRY_SECONDS = 15.0
 """Longest pause between two attempts to reach an MLflow that does not answer."""
 BLOCK_BYTES = 1 << 20
@@ -51,33 +50,57 @@ def start(root: Path, uri: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     target = tracking_uri(root, uri)
     artifacts = (root.resolve().parent / "mlartifacts").as_uri() if target.startswith("sqlite:") else None
-    write_whole(folder / "target.json", {"uri": target, "artifacts": artifacts})
+    write_whole(folder / "target.json", json.dumps({"uri": target, "artifacts": artifacts}))
+    _launch(folder)
+
+
+_launched: dict[Path, list[subprocess.Popen[bytes]]] = {}
+"""Shipping processes of this process by folder. Each stays as long as we hold the pipe to its input open."""
+_started: dict[Path, float] = {}
+
+
+def _launch(folder: Path) -> None:
     with (folder / "shipping.log").open("ab") as output:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "components.shipping", str(folder)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             env=os.environ | _ENVIRONMENT | {"PYTHONPATH": _python_path()},
             start_new_session=True,  # Ctrl-C and the end of the step are not its end: it has records to bring home
         )
+    _launched.setdefault(folder, []).append(process)
+    _started[folder] = time.time()
 
 
 def wait(root: Path, seconds: float) -> str | None:
-    """Wait until everything is with MLflow. None: done. Otherwise one line: why not; the next run sends the rest."""
+    """The end of what `start` began: wait until everything is with MLflow.
+
+    Returns None when it is, otherwise one line that says why not; the next run sends the rest.
+    """
     folder = root.resolve() / "tracking"
-    target = _Target.load(folder)
-    started = time.time()
-    while True:
-        state = _State.load(target.state_file(folder))
-        left = sum(1 for spool in _spools(folder) if spool.stat().st_size > state.offsets.get(spool.name, 0))
-        if not left:
-            return None
-        failed = state.error if state.failed_at > started else None
-        if failed or time.time() - started > seconds:
-            reason = failed or f"it took longer than {seconds:.0f} s"
-            return f"not everything has reached MLflow at {target.uri} ({reason}); the next run sends the rest"
+    if all(process.poll() is not None for process in _launched.get(folder, [])):
+        _launch(folder)
+    deadline = time.time() + seconds
+    # An outage that lasts at the end of the run is not waited for again.
+    since = max(_started[folder], time.time() - 2 * RETRY_SECONDS)
+    while (trouble := _trouble(folder, since)) == "" and time.time() < deadline:
         time.sleep(0.1)
+    for process in _launched[folder]:
+        assert process.stdin is not None
+        process.stdin.close()  # it goes as soon as it has nothing left to do
+    if trouble is None:
+        return None
+    reason = trouble or f"it took longer than {seconds:.0f} s"
+    return f"not everything has reached MLflow at {_Target.load(folder).uri} ({reason}); the next run sends the rest"
+
+
+def _trouble(folder: Path, since: float) -> str | None:
+    """None: everything has arrived. Empty: not yet. Otherwise why an attempt after `since` failed."""
+    state = _State.load(_Target.load(folder).state_file(folder))
+    if not any(spool.stat().st_size > state.offsets.get(spool.name, 0) for spool in _spools(folder)):
+        return None
+    return (state.error or "") if state.failed_at > since else ""
 
 
 def tracking_uri(root: Path, uri: str | None) -> str:
@@ -89,6 +112,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # retries are ours: the spool is the buffer
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -133,9 +157,10 @@ def main(folder: Path) -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     os.nice(10)
     with (folder / "shipping.lock").open("w") as lock:
-        while not _try_lock(lock):
-            # Another process ships. It may be on the point of leaving, so stay as long as there is something to ship.
-            if not _writers(folder) and not _pending(folder):
+        # Until there is something to ship MLflow is not even imported. And while another process ships, this one stays
+        # on: the other may be on the point of leaving.
+        while not ((work := _has_work(folder)) and _try_lock(lock)):
+            if not work and not _run_lives():
                 return
             time.sleep(POLL_SECONDS)
         _Shipper(folder).run()
@@ -150,18 +175,20 @@ def _try_lock(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def _spools(folder: Path) -> list[Path]:
-    """Spools in the order of their first events, so that a later model version is registered later."""
-    return sorted(
-        (spool for spool in folder.glob("*.jsonl") if spool.stat().st_size),
-        key=lambda spool: int(opening(spool)["time"]),
-    )
+    """Spools by the time of their first events (a later model version is registered later), a step's own one first."""
+    begun = [spool for spool in folder.glob("*.jsonl") if _first_line(spool).endswith(b"\n")]
+    return sorted(begun, key=lambda spool: (opening(spool)["time"], spool.name))
 
 
 @cache
 def opening(spool: Path) -> dict[str, Any]:
     """The first event of a spool: which run of which experiment it belongs to."""
+    return dict(json.loads(_first_line(spool)))
+
+
+def _first_line(spool: Path) -> bytes:
     with spool.open("rb") as file:
-        return dict(json.loads(file.readline()))
+        return file.readline()
 
 
 def _writers(folder: Path) -> list[Path]:
@@ -174,9 +201,13 @@ def _locked(spool: Path) -> bool:
         return not _try_lock(file, fcntl.LOCK_SH)
 
 
-def _pending(folder: Path) -> bool:
-    state = _State.load(_Target.load(folder).state_file(folder))
-    return any(spool.stat().st_size > state.offsets.get(spool.name, 0) for spool in _spools(folder))
+def _has_work(folder: Path) -> bool:
+    return bool(_writers(folder)) or _trouble(folder, 0.0) is not None
+
+
+def _run_lives() -> bool:
+    """Whether the process that launched us still holds the other end of our input."""
+    return not select.select([sys.stdin], [], [], 0)[0]
 
 
 class _Shipper:
@@ -190,20 +221,18 @@ class _Shipper:
         self.system_metrics = SystemMetrics()
 
     def run(self) -> None:
-        idle_since = time.monotonic()
         pause, retry_at = 1.0, 0.0
         while True:
             writers = _writers(self.folder)
-            if writers:
-                idle_since = time.monotonic()
-                for spool in writers:
-                    self.system_metrics.sample(spool, opening(spool))
-            if time.monotonic() >= retry_at or not writers:
+            alone = not writers and not _run_lives()
+            for spool in writers:
+                self.system_metrics.sample(spool, opening(spool))
+            if alone or time.monotonic() >= retry_at:
                 if self._ship():
                     pause, retry_at = 1.0, 0.0
                 else:
                     pause, retry_at = min(2 * pause, RETRY_SECONDS), time.monotonic() + pause
-            if not writers and (self.state.error or time.monotonic() - idle_since > LINGER_SECONDS):
+            if alone:  # all is sent, or must wait for the next run
                 return
             time.sleep(POLL_SECONDS)
 
@@ -235,7 +264,7 @@ class _Shipper:
         return self.replay
 
     def _save(self) -> None:
-        write_whole(self.target.state_file(self.folder), asdict(self.state))
+        write_whole(self.target.state_file(self.folder), json.dumps(asdict(self.state)))
 
     def _ship_block(self, replay: "Replay", spool: Path) -> bool:
         """Replay the next lines of a spool; False when there are none. The offset moves after all have arrived."""

@@ -23,6 +23,8 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from components.artifacts import write_whole
+
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 KEY_FILE = ".tracking.json"
@@ -165,17 +167,10 @@ def _keys(folder: Path, pipeline_file: Path) -> tuple[str, str]:
         known = json.loads(key_file.read_text())
         return known["key"], known["parent"]
     if not pipeline_file.exists():
-        write_whole(pipeline_file, {"key": uuid.uuid4().hex})
+        write_whole(pipeline_file, json.dumps({"key": uuid.uuid4().hex}))
     keys = {"key": uuid.uuid4().hex, "parent": json.loads(pipeline_file.read_text())["key"]}
-    write_whole(key_file, keys)
+    write_whole(key_file, json.dumps(keys))
     return keys["key"], keys["parent"]
-
-
-def write_whole(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(json.dumps(value))
-    aside.replace(path)
 
 
 def _recover(file: Any) -> set[str]:

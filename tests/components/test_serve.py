@@ -10,13 +10,21 @@ import mlflow
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
+import torch
 from mlflow.pyfunc.scoring_server import _predict
 
 from components import evaluate as step
 from components import serve, shipping
 from components.tracking import Tracker
 from tests.components import evaluated
+from trainer import data, space, zoo
+from trainer.architecture import Architecture
+from trainer.build import build
+from trainer.checkpoint import save_weights
+from trainer.fit import predict
+from trainer.schema import DatasetSchema, Field, Split, Task
 
 TOLERANCE = 1e-6
 
@@ -121,3 +129,44 @@ def test_registered_champion_is_served_by_the_command_line(
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     found = [row["prediction"] for row in json.loads(output.read_text())["predictions"]]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+def mixed_schema(task: Task) -> DatasetSchema:
+    fields = (
+        Field(name="user", kind="categorical", cardinality=50),
+        Field(name="item", kind="categorical", cardinality=40),
+        Field(name="age", kind="numeric", missing=True),
+        Field(name="history", kind="sequence", of="item", max_len=6, cardinality=40),
+    )
+    rows: dict[Split, int] = {"train": 1, "valid": 1, "test": 1}
+    mean, low, high = (3.6, 1, 5) if task == "rating" else (0.3, 0, 1)
+    return DatasetSchema(
+        task=task, label="y", fields=fields, group="user", rows=rows, label_mean=mean, label_min=low, label_max=high
+    )
+
+
+def random_table(schema: DatasetSchema, rows: int) -> data.Table:
+    rng = np.random.default_rng(1)
+    columns = {
+        "user": pa.array(rng.integers(0, 50, rows, dtype=np.int32)),
+        "item": pa.array(rng.integers(0, 40, rows, dtype=np.int32)),
+        "age": pa.array(np.where(rng.random(rows) < 0.2, np.nan, rng.normal(size=rows)).astype(np.float32)),
+        "history": pa.array([rng.integers(0, 40, rng.integers(0, 7)).astype(np.int32) for _ in range(rows)]),
+    }
+    return data.from_arrow(pa.table(columns), schema)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_row_scores_the_same_alone_and_among_others(name: str, tmp_path: Path) -> None:
+    task: Task = "rating" if name in ("mf", "mlp", "neumf") else "ctr"
+    schema = mixed_schema(task)
+    template = zoo.template(name, schema)
+    architecture = Architecture.from_dict(space.fill(template, lambda choice: len(choice.labels) - 1))
+    trained = build(architecture, label_mean=schema.label_mean, table_init=0.5, seed=3)
+    save_weights(trained, tmp_path / "weights.safetensors")
+    model = serve.load_model(architecture, schema, tmp_path / "weights.safetensors")
+    table = random_table(schema, 300)
+    together = serve.score(model, table)
+    alone = [serve.score(model, table.select(torch.tensor([row])))[0] for row in range(20)]
+    np.testing.assert_allclose(alone, together[:20], atol=1e-12, rtol=0)
+    np.testing.assert_allclose(predict(trained, table), together, atol=1e-4, rtol=0)
