@@ -84,7 +84,10 @@ def test_pareto_marks_are_those_of_the_definition(metric: str) -> None:
     rng = np.random.default_rng(2)
     sign = -1 if metric == "auc" else 1
     entries = [
-        {"metrics": {"test": {metric: {"mean": float(rng.integers(8))}}}, "parameters": {"tables": int(rng.integers(8))}}
+        {
+            "metrics": {"test": {metric: {"mean": float(rng.integers(8))}}},
+            "parameters": {"tables": int(rng.integers(8))},
+        }
         for _ in range(30)
     ]
     for entry in step._ranked(entries, metric):
