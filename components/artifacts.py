@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ class Manifest:
     resume: str
     inputs: dict[str, str]
     """Digest of every input step."""
-    files: dict[str, tuple[int, str]]
+    parts: dict[str, str]
+    """What went into `digest`, by name."""
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Size in bytes and sha256 of every file, by path within the folder."""
 
     @staticmethod
@@ -44,9 +46,12 @@ class Manifest:
             return False
 
 
-def commit(partial: Path, final: Path, step: str, digest: str, resume: str, inputs: dict[str, str]) -> None:
-    """Turn `partial` into `final` so that `final` is complete or absent whenever the machine stops."""
-    manifest = Manifest(step, digest, resume, inputs, {name: _seal(partial / name) for name in _files(partial)})
+def commit(partial: Path, final: Path, manifest: Manifest) -> None:
+    """Turn `partial` into `final` so that `final` is complete or absent whenever the machine stops.
+
+    `manifest` comes without its files, which are listed here.
+    """
+    manifest = replace(manifest, files={name: _seal(partial / name) for name in _files(partial)})
     write_whole(partial / MANIFEST, json.dumps(asdict(manifest), indent=1))
     for folder in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
         sync_folder(folder)

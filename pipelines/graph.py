@@ -72,6 +72,8 @@ class Plan:
     resume: str
     """The digest without the keys that the step `extends`."""
     inputs: dict[str, str]
+    parts: dict[str, str]
+    """Digest of each thing that the result depends on, by its name, to say what has changed."""
 
 
 def plan(pipeline: SearchPipeline) -> list[Plan]:
@@ -81,19 +83,21 @@ def plan(pipeline: SearchPipeline) -> list[Plan]:
         UserError: a source cannot be reached.
     """
     spec = pipeline.spec.model_dump(mode="json")
-    # Trials run at the same time see the same history, so workers belong to the search; they do not to anything else.
-    facts: dict[str, Any] = {
-        "ingest": source_state(pipeline.spec.dataset),
-        "evaluate": pipeline.metadata.name,
-    }
+    facts: dict[str, Any] = {"ingest": source_state(pipeline.spec.dataset), "evaluate": pipeline.metadata.name}
     digests: dict[str, str] = {}
     plans = []
     for step in STEPS:
         inputs = {name: digests[name] for name in step.inputs}
-        basis = (step.name, facts.get(step.name), inputs, code_version(step))
-        digest = digest_of(*basis, _chosen(spec, step.settings, step.without))
-        resume = digest_of(*basis, _chosen(spec, step.settings, step.without + step.extends))
-        plans.append(Plan(step, digest, resume, inputs))
+        parts = {
+            "its settings": digest_of(_chosen(spec, step.settings, step.without)),
+            "its source": digest_of(facts.get(step.name)),
+            "Dalil's code": code_version(step),
+            **{f"the result of {name}": digest for name, digest in inputs.items()},
+        }
+        digest = digest_of(step.name, parts)
+        basis = digest_of(_chosen(spec, step.settings, step.without + step.extends))
+        resume = digest_of(step.name, parts | {"its settings": basis})
+        plans.append(Plan(step, digest, resume, inputs, parts))
         digests[step.name] = digest
     return plans
 

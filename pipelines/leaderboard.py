@@ -1,10 +1,13 @@
 """What the terminal shows at the end of a run: the leaderboard, where things lie, and the next commands."""
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from pipelines.progress import duration
@@ -14,26 +17,39 @@ Report = dict[str, Any]
 
 _HEADINGS = {"auc": "AUC", "logloss": "log loss", "gauc": "GAUC", "mse": "MSE", "rmse": "RMSE"}
 
+_EXTRAS = ("parameters", "train", "search", "FLOPs")
+"""Columns beside the metrics, in the order in which a narrow console keeps them."""
 
-def leaderboard(report: Report) -> Table:
-    """The report's models, best first; figures are mean ± standard deviation over seeds, on the test split."""
+
+def leaderboard(report: Report, console: Console) -> Table:
+    """The report's models, best first; figures are mean ± standard deviation over seeds, on the test split.
+
+    A narrow console gets fewer columns; the report has them all.
+    """
+    boundless = console.options.update(width=10_000)
+    for extras in range(len(_EXTRAS), -1, -1):
+        table = _table(report, _EXTRAS[:extras])
+        if Measurement.get(console, boundless, table).maximum <= console.width:
+            break
+    return table
+
+
+def _table(report: Report, extras: tuple[str, ...]) -> Table:
     entries = report["leaderboard"]
     metrics = [name for name in _HEADINGS if any(name in entry["metrics"]["test"] for entry in entries)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", no_wrap=True)
     table.add_column("origin")
-    for heading in (*(_HEADINGS[name] for name in metrics), "parameters", "FLOPs", "search", "train"):
+    for heading in (*(_HEADINGS[name] for name in metrics), *extras):
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in entries:
         champion = entry["name"] == _champion_name(report)
+        facts = _facts(entry)
         table.add_row(
             entry["name"] + (" ★" if champion else ""),
             entry["origin"],
             *(_figure(entry["metrics"]["test"].get(name)) for name in metrics),
-            _count(sum(entry["parameters"].values())),
-            _count(entry["flops"]),
-            duration(entry["search_seconds"]),
-            duration(entry["train_seconds"]),
+            *(facts[name] for name in extras),
             style="bold" if champion else "",
         )
     return table
@@ -42,8 +58,9 @@ def leaderboard(report: Report) -> Table:
 def next_commands(pipeline: SearchPipeline, file: Path, folder: Path, tracking_uri: str) -> list[tuple[str, str]]:
     """What to do now: (purpose, command) pairs that can be copied into a shell."""
     uri = shlex.quote(tracking_uri)
+    mlflow = shlex.quote(_mlflow())
     ui = f"--backend-store-uri {uri}" if tracking_uri.startswith("sqlite:") else ""
-    commands = [("look", f"mlflow ui {ui}")] if ui else [("look", f"open {uri} in a browser")]
+    commands = [("look", f"{mlflow} ui {ui}")] if ui else [("look", f"open {uri} in a browser")]
     model = folder / "evaluate" / "model"
     example = model / "serving_input_example.json"
     address = shlex.quote(str(model))
@@ -51,20 +68,37 @@ def next_commands(pipeline: SearchPipeline, file: Path, folder: Path, tracking_u
     if pipeline.spec.evaluate.register_as:
         address = shlex.quote(f"models:/{pipeline.spec.evaluate.register_as}@champion")
         prefix = f"MLFLOW_TRACKING_URI={uri} "
-    predict = f"{prefix}mlflow models predict -m {address} -i {shlex.quote(str(example))} -t json --env-manager local"
+    predict = f"{prefix}{mlflow} models predict -m {address} -i {shlex.quote(str(example))} -t json --env-manager local"
     return [*commands, ("predict", predict), ("cluster", f"kubectl apply -f {shlex.quote(str(file))}")]
+
+
+def _mlflow() -> str:
+    """The command as this shell finds it: by its name, or beside the Python that runs us."""
+    if shutil.which("mlflow"):
+        return "mlflow"
+    beside = Path(sys.executable).with_name("mlflow")
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)
 
 
 def show(console: Console, report: Report, commands: list[tuple[str, str]], folder: Path) -> None:
     """Print the end of a run."""
     console.print()
-    console.print(leaderboard(report))
+    console.print(leaderboard(report, console))
     console.print("★ champion: the best on validation rows. Figures: test rows, mean ± deviation over seeds.")
     console.print()
     rows = [("report", str(folder / "report.html")), *commands]
     for purpose, command in rows:
         console.print(f"{purpose:8}", end="", style="bold")
         console.print(command, markup=False, soft_wrap=True)
+
+
+def _facts(entry: dict[str, Any]) -> dict[str, str]:
+    return {
+        "parameters": _count(sum(entry["parameters"].values())),
+        "train": duration(entry["train_seconds"]),
+        "search": duration(entry["search_seconds"]),
+        "FLOPs": _count(entry["flops"]),
+    }
 
 
 def _champion_name(report: Report) -> str | None:

@@ -97,8 +97,9 @@ class _Run:
         if self._is_complete(self.final):
             self.display.say(f"{self.name}: nothing has changed since it was made, kept")
             return
+        reason = self._reason()
         goes_on = self._prepare()
-        self.display.begin(self.name)
+        self.display.begin(self.name, "goes on from what is there" if goes_on else reason)
         started = time.monotonic()
         ending = run_process(
             [*self.command, self.name, "--settings", str(self._settings()), "--output", str(self.partial)],
@@ -108,12 +109,21 @@ class _Run:
         )
         if ending.code != 0:
             raise self._failure(ending)
-        commit(self.partial, self.final, self.name, self.item.digest, self.item.resume, self.item.inputs)
-        self.display.end(f"done in {duration(time.monotonic() - started)}" + (" (went on)" if goes_on else ""))
+        item = self.item
+        commit(self.partial, self.final, Manifest(self.name, item.digest, item.resume, item.inputs, item.parts))
+        self.display.end(f"done in {duration(time.monotonic() - started)}")
 
     def _is_complete(self, folder: Path) -> bool:
         manifest = Manifest.load(folder)
         return manifest is not None and manifest.digest == self.item.digest and manifest.matches(folder)
+
+    def _reason(self) -> str:
+        """Why the step is made again; empty where there is no result yet."""
+        manifest = Manifest.load(self.final)
+        if manifest is None:
+            return ""
+        changed = [name for name, part in self.item.parts.items() if manifest.parts.get(name) != part]
+        return f"made again, since {' and '.join(changed) or 'a file of its result'} changed"
 
     def _prepare(self) -> bool:
         """Make the partial folder ready. True: it holds work of an earlier run that the step goes on from."""

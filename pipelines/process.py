@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import shlex
 import signal
 import subprocess
 import threading
@@ -62,6 +63,7 @@ def run_process(
     lines: queue.Queue[Event] = queue.Queue()
     tail: deque[str] = deque(maxlen=TAIL_LINES)
     with _Log(log) as kept:
+        kept.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n")
         readers = [
             threading.Thread(target=_read_events, args=(process.stdout, lines, kept), daemon=True),
             threading.Thread(target=_read_log, args=(process.stderr, tail, kept), daemon=True),
@@ -82,6 +84,7 @@ def run_process(
                 reader.join(timeout=STOP_SECONDS)
         while not lines.empty():
             on_event(lines.get())
+        kept.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} exit code {process.returncode}\n")
     return Ending(process.returncode, tuple(tail))
 
 

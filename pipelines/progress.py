@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 PLAIN_SECONDS = 10.0
 """Least pause between two plain lines of one step."""
+PLAIN_WIDTH = 160
 
 
 class Display:
     """Shows the events of `components.events`. Use as a context: leaving it removes the bar."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or _console()
         self._live = self.console.is_terminal
         self._bar = Progress(
             SpinnerColumn(),
@@ -47,12 +48,13 @@ class Display:
         """A line that stays."""
         self.console.print(escape(text))
 
-    def begin(self, step: str) -> None:
+    def begin(self, step: str, reason: str = "") -> None:
+        """A step starts; `reason` says why or from where, if that needs saying."""
         self._step = step
         self._task = self._bar.add_task(step, total=None, unit="", facts="")
         self._last_plain = 0.0
-        if not self._live:
-            self.say(f"{step}: started")
+        if reason or not self._live:
+            self.say(f"{step}: {reason or 'started'}")
 
     def end(self, text: str) -> None:
         """The step is over; `text` says how."""
@@ -91,6 +93,13 @@ def _facts(event: Mapping[str, Any]) -> str:
     if event.get("seconds_left") is not None:
         facts.append(f"{duration(event['seconds_left'])} left")
     return " · ".join(facts)
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # a file or a pipe has no width that a table must fit
+        console.width = PLAIN_WIDTH
+    return console
 
 
 def duration(seconds: float) -> str:

@@ -96,19 +96,27 @@ def test_the_leaderboard_keeps_the_order_and_marks_the_champion() -> None:
         ],
         "champion": {"name": "autorec-1"},
     }
-    stream = io.StringIO()
-    Console(file=stream, width=140).print(leaderboard(report))
-    heading, first, second = stream.getvalue().splitlines()
+    heading, first, second = drawn(report, 140)
 
-    assert heading.split() == ["model", "origin", "AUC", "log", "loss", "parameters", "FLOPs", "search", "train"]
+    assert heading.split() == ["model", "origin", "AUC", "log", "loss", "parameters", "train", "search", "FLOPs"]
     assert first.split()[:5] == ["autorec-1", "★", "found", "0.8123", "±"]
     assert "1.23M" in first
     assert second.split()[:2] == ["fm", "zoo"]
     assert "0.8000 ± 0.0000" in second
+    assert "FLOPs" not in drawn(report, 80)[0]
+    assert drawn(report, 60)[1].split() == ["autorec-1", "★", "found", "0.8123", "±", "0.0004", "0.5000", "±", "0.0010"]
 
 
-def test_next_commands_fit_the_tracking_uri() -> None:
+def drawn(report: dict[str, Any], width: int) -> list[str]:
+    stream = io.StringIO()
+    console = Console(file=stream, width=width)
+    console.print(leaderboard(report, console))
+    return stream.getvalue().splitlines()
+
+
+def test_next_commands_fit_the_tracking_uri(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Path(__file__).parents[2] / "pipelines" / "gallery" / "quickstart.yaml"
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     local = dict(next_commands(load(file), file, Path("runs/quickstart"), "sqlite:////home/me/my runs/mlflow.db"))
     remote = dict(next_commands(load(file), file, Path("runs/quickstart"), "http://mlflow:5000"))
 

@@ -170,9 +170,12 @@ def test_an_unchanged_pipeline_runs_nothing_and_says_so(runs: Runs) -> None:
 )
 def test_a_change_reruns_what_depends_on_it(runs: Runs, change: str, again: list[str]) -> None:
     runs.finish()
-    runs.finish("--set", change)
+    _, output, _ = runs.finish("--set", change)
 
     assert runs.steps_started()[4:] == again
+    reason = "goes on from what is there" if "trials" in change else "made again, since its settings changed"
+    assert f"{again[0]}: {reason}" in output
+    assert sum("the result of" in line for line in output.splitlines()) == len(again) - 1
 
 
 def test_more_trials_go_on_from_those_that_are_there(runs: Runs) -> None:
@@ -185,17 +188,17 @@ def test_more_trials_go_on_from_those_that_are_there(runs: Runs) -> None:
     assert code == 0
     assert journal.startswith(before.replace("0 ", "0*", 1))
     assert len(journal.splitlines()) == 9
-    assert "search: done in" in output
-    assert "(went on)" in output
+    assert "search: goes on from what is there" in output
 
 
 def test_a_damaged_result_is_made_again(runs: Runs, undisturbed: dict[str, Any]) -> None:
     runs.finish()
     (runs.folder / "ingest" / "train" / "part-3").unlink()
     (runs.folder / "train" / "weights-1").write_text("torn")
-    runs.finish()
+    _, output, _ = runs.finish()
 
     assert runs.steps_started()[4:] == ["ingest", "train"]
+    assert "train: made again, since a file of its result changed" in output
     assert runs.report() == undisturbed
 
 
