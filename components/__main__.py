@@ -1,4 +1,4 @@
-"""`python -m components STEP --settings FILE --output DIR`: one step of a pipeline, on a laptop and in a container alike.
+"""`python -m components STEP --settings FILE --output DIR`: one pipeline step, on a laptop and in a container alike.
 
 FILE is JSON: {"pipeline": name, "settings": the whole spec with every default, "inputs": {step: folder}}.
 Events go to standard output, one JSON object per line (`components.events`); the log goes to standard error. Exit code

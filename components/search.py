@@ -10,11 +10,9 @@ A killed step goes on where its studies stand: finished trials stay, running one
 """
 
 import json
-import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
@@ -24,11 +22,14 @@ from components.tracking import Tracker
 from trainer import zoo
 from trainer.candidate import candidate_space
 from trainer.errors import UserError
-from trainer.methods import METHODS, summary
+from trainer.methods import METHODS
+from trainer.metrics import MAIN
 from trainer.schema import DatasetSchema
+from trainer.search import run_studies
 from trainer.shapes import count
-from trainer.study import WAIT, Study, Trial, TrialRecord
-from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
+from trainer.study import Study, Trial, TrialRecord
+from trainer.summary import summary
+from trainer.workers import Epoch, Outcome, discard
 
 BASELINE = "zoo"
 
@@ -39,9 +40,18 @@ def search(spec: SearchSpec, train: TrainSpec, dataset: Path, output: Path, emit
     Raises:
         UserError: the dataset does not fit a model or the method, or no trial of a study gave a model.
     """
-    studies = _studies(spec, train, DatasetSchema.load(dataset), output)
-    run = _Run(studies, spec, dataset, output, emit, tracker)
-    run_jobs(run.next_job, spec.workers, run.on_message)
+    schema = DatasetSchema.load(dataset)
+    studies = _studies(spec, train, schema, output)
+    watcher = _Watcher(studies, spec, MAIN[schema.task], emit, tracker)
+    run_studies(
+        studies,
+        dataset,
+        output / "checkpoints",
+        seed=spec.seed,
+        workers=spec.workers,
+        on_epoch=watcher.on_epoch,
+        on_end=watcher.on_end,
+    )
     chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
     (output / "architectures.json").write_text(json.dumps(chosen, indent=1))
     _trials(studies).write_parquet(output / "trials.parquet")
@@ -49,91 +59,47 @@ def search(spec: SearchSpec, train: TrainSpec, dataset: Path, output: Path, emit
     discard(output / "checkpoints")
 
 
-class _Run:
-    """The trials in flight, what to train next, and what the user sees of it."""
+class _Watcher:
+    """What the user sees of the search while it runs."""
 
-    def __init__(
-        self, studies: list[Study], spec: SearchSpec, dataset: Path, output: Path, emit: Emit, tracker: Tracker
-    ) -> None:
-        self.studies, self.spec, self.dataset, self.output = studies, spec, dataset, output
+    def __init__(self, studies: list[Study], spec: SearchSpec, metric: str, emit: Emit, tracker: Tracker) -> None:
+        self.studies, self.spec, self.metric = studies, spec, metric
         self.emit, self.tracker = emit, tracker
-        self.running: dict[str, tuple[Study, Trial]] = {}
-        self.best = {study.name: min(_values(study), default=math.inf) for study in studies}
-        self.started = time.monotonic()
         self.progress()
 
-    def next_job(self) -> Job | Literal["wait"] | None:
-        """The next trial of the first study that has one ready: while one study waits, the next goes on."""
-        waiting = False
-        for study in self.studies:
-            trial = study.next()
-            if isinstance(trial, Trial):
-                return self._job(study, trial)
-            waiting = waiting or trial == WAIT
-        return "wait" if waiting else None
+    def on_epoch(self, name: str, epoch: Epoch) -> None:
+        self.tracker.log_epoch(name, epoch.epoch, {"train_loss": epoch.train_loss, **epoch.valid})
 
-    def on_message(self, message: Message) -> None:
-        study, trial = self.running[message.key]
-        if isinstance(message, Epoch):
-            study.report(trial.number, message.epoch, message.best)
-            self.tracker.log_epoch(message.key, message.epoch, {"train_loss": message.train_loss, **message.valid})
-            return
-        if message.fatal:
-            raise UserError(f"search trial {message.key}: {message.error}")
-        self._finish(study, trial, message)
-        discard(self.output / "checkpoints" / message.key)
-        del self.running[message.key]
-        self.progress()
-
-    def progress(self) -> None:
-        done = sum(record.state != "running" for study in self.studies for record in study.records())
-        total = sum(study.trials for study in self.studies)
-        left = [record.seconds for study in self.studies for record in study.records() if record.seconds]
-        mean = sum(left) / len(left) if left else None
-        self.emit(
-            "progress",
-            done=done,
-            total=total,
-            unit="trials",
-            best=_finite(self.best[self.studies[0].name]),
-            seconds_left=None if mean is None else mean * (total - done) / self.spec.workers,
-        )
-
-    def _job(self, study: Study, trial: Trial) -> Job:
-        key = f"{study.name}-{trial.number}"
-        self.running[key] = (study, trial)
-        return Job(
-            key=key,
-            dataset=self.dataset,
-            candidate=trial.candidate.model_dump(mode="json", by_alias=True),
-            seed=self.spec.seed,
-            checkpoints=self.output / "checkpoints" / key,
-            thresholds=trial.thresholds,
-        )
-
-    def _finish(self, study: Study, trial: Trial, outcome: Outcome) -> None:
-        study.finish(
-            trial.number,
-            outcome.value,
-            curve=outcome.curve,
-            samples=outcome.samples,
-            seconds=outcome.seconds,
-            pruned=outcome.stopped == "pruned",
-            attrs={"valid": outcome.valid} if outcome.error is None else {"error": outcome.error},
-        )
+    def on_end(self, name: str, study: Study, trial: Trial, outcome: Outcome, best: bool) -> None:
         self.tracker.log_trial(
-            outcome.key,
+            name,
             params=trial.params,
             metrics={**outcome.valid, "seconds": outcome.seconds, "samples": outcome.samples},
             tags={"architecture": trial.candidate.architecture.hash, "stopped": outcome.stopped},
             status="FINISHED" if outcome.error is None else "FAILED",
         )
         if outcome.error is not None:
-            self.emit("note", text=f"trial {outcome.key} gave no model: {outcome.error}")
-        elif outcome.value is not None and outcome.value < self.best[study.name]:
-            self.best[study.name] = outcome.value
-            head = f"{study.name}: trial {trial.number} is the best so far, {outcome.value:.5f}"
-            self.emit("best", study=study.name, text=f"{head}\n{summary(trial.candidate, trial.params)}")
+            self.emit("note", text=f"trial {name} gave no model: {outcome.error}")
+        elif best and outcome.value is not None:
+            text = summary(trial.candidate, trial=trial.number, metric=self.metric, value=outcome.value)
+            self.emit("best", study=study.name, text=f"{study.name}: a new best\n{text}")
+        self.progress()
+
+    def progress(self) -> None:
+        records = [record for study in self.studies for record in study.records()]
+        done = sum(record.state != "running" for record in records)
+        total = sum(study.trials for study in self.studies)
+        seconds = [record.seconds for record in records if record.seconds]
+        left = sum(seconds) / len(seconds) * (total - done) / self.spec.workers if seconds else None
+        best = self.studies[0].best()
+        self.emit(
+            "progress",
+            done=done,
+            total=total,
+            unit="trials",
+            best=best[0].value if best else None,
+            seconds_left=left,
+        )
 
 
 def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: Path) -> list[Study]:
@@ -217,11 +183,3 @@ def _row(study: Study, record: TrialRecord) -> dict[str, Any]:
         "params": json.dumps(record.params),
         "curve": list(record.curve),
     }
-
-
-def _values(study: Study) -> Iterator[float]:
-    return (record.value for record in study.records() if record.value is not None)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -79,6 +79,15 @@ class Table:
     def rows(self) -> int:
         return self.label.shape[0]
 
+    def visits(self, fields: Iterable[str], cardinality: int) -> Tensor:
+        """(cardinality,) float32: how often each id occurs in categorical or sequence `fields`."""
+        columns = {name: column for column, name in enumerate(self.schema.names("categorical"))}
+        counts = torch.zeros(cardinality)
+        for name in fields:
+            ids = self.categorical[:, columns[name]] if name in columns else self.sequences[name].values
+            counts += torch.bincount(ids, minlength=cardinality)
+        return counts
+
     def ids(self, name: str) -> Tensor:
         """(N,) int32: the column of a categorical field."""
         return self.categorical[:, self.schema.names("categorical").index(name)]

@@ -29,8 +29,8 @@ from trainer.schema import Task
 from trainer.settings import TrainSettings
 from trainer.sharding import gather_rows, local_weights, mean_over_processes, rank_and_world
 
-BF16_MACS = 300_000
-"""`precision: auto` uses bf16 from this many multiply-adds per row in matrix products, on CPUs with AMX tiles."""
+BF16_MACS = 20_000
+"""`precision: auto` uses bf16 from this many multiply-adds per row in matrix products, on CPUs that multiply bf16."""
 
 
 class Diverged(Exception):  # noqa: N818 - a fate of a training, not a fault in it
@@ -139,7 +139,8 @@ class _Run:
         self.best_epoch = -1
         self.weights = local_weights(model)
         self.best: dict[str, Tensor] = {}
-        self.optimizers = Optimizers(model, _table_names(model), settings)
+        shares = _penalty_shares(model, train, settings.table_l2_power) if settings.table_l2_power else {}
+        self.optimizers = Optimizers(model, _table_names(model), settings, shares)
         self.average = RunningAverage(self.weights, self.optimizers, settings.average) if settings.average else None
         self.precision = _precision(model, settings)
 
@@ -244,11 +245,11 @@ def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
 def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextManager[Any]:
     """The number format of the forward pass.
 
-    auto: bf16 pays only where matrix units work on it (AMX) and the products outweigh the casts. The choice follows the
-    machine and the model's shapes, never a stopwatch, so that a training repeats itself.
+    auto: bf16 pays only where the CPU multiplies it (AVX-512 BF16 or AMX) and the products outweigh the casts. The
+    choice follows the machine and the model's shapes, never a stopwatch, so that a training repeats itself.
     """
     macs = sum(weight.numel() for weight in _inner(model).dense_parameters() if weight.dim() == 2)
-    pays = torch.cpu._is_amx_tile_supported() and macs >= BF16_MACS
+    pays = (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and macs >= BF16_MACS
     if settings.precision == "bf16" or (settings.precision == "auto" and pays):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
@@ -257,6 +258,18 @@ def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextMana
 def _table_names(model: nn.Module) -> set[str]:
     tables = {id(table) for table in _inner(model).table_parameters()}
     return {name for name, parameter in model.named_parameters() if id(parameter) in tables}
+
+
+def _penalty_shares(model: nn.Module, train: Table, power: float) -> dict[str, Tensor]:
+    """Table's parameter name -> (rows,) float32: (share of training rows that visit the row) ** power.
+
+    With power 1 a row is penalised in proportion to its visits, as by plain SGD; with 0 all rows are, at every step.
+    """
+    visits = {spec.name: train.visits(spec.features, spec.rows) for spec in _inner(model).tables.specs}
+    shares = {table: (count / train.rows).pow(power) for table, count in visits.items()}
+    # ...embedding_bags.<table>.weight
+    names = {name: name.rsplit(".", 2)[-2] for name, _ in model.named_parameters() if "." in name}
+    return {name: shares[table] for name, table in names.items() if table in shares}
 
 
 def _inner(model: nn.Module) -> Any:

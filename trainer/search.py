@@ -1,23 +1,24 @@
-"""A whole search from Python: what is searched, a dataset that ingest wrote, and the trials, in one call.
+"""Searches as they run: studies in one worker pool, for the pipeline's search step and for Python alike.
 
     user, movie = LatentFactorMapper(64)("user"), LatentFactorMapper(64)("movie")
     low = HyperInteraction()([user, movie])
     high = HyperInteraction()([user, movie, low])
     best = search(RatingRecommender([high]), Path("runs/movielens/ingest"), Path("runs/mine"), trials=20)
 
-A pipeline does more (baselines, final training, records); this is for notebooks and scripts.
+A pipeline does more (baselines, final training, records); `search` is for notebooks and scripts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainer.candidate import candidate_space
 from trainer.errors import UserError
+from trainer.metrics import MAIN
 from trainer.propose import Sampler
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
-from trainer.study import Study, Trial, TrialRecord
+from trainer.study import WAIT, Study, Trial, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
 
@@ -51,50 +52,71 @@ def search(
     space = candidate_space(searchable.space(schema), settings or TrainSettings(), tune or TuneSettings())
     lag = 2 * workers - 1
     study = Study(output / "study.journal", "search", space, sampler=sampler, trials=trials, lag=lag, seed=seed)
-    run = _Run(study, dataset, output / "checkpoints", seed, "mse" if schema.task == "rating" else "logloss", tell)
-    run_jobs(run.next_job, workers, run.on_message)
+
+    def on_end(name: str, study: Study, trial: Trial, outcome: Outcome, best: bool) -> None:
+        if best and outcome.value is not None:
+            tell(summary(trial.candidate, trial=trial.number, metric=MAIN[schema.task], value=outcome.value))
+
+    run_studies([study], dataset, output / "checkpoints", seed=seed, workers=workers, on_end=on_end)
     return study.best(trials)
 
 
-class _Run:
-    """The trials in flight."""
+def run_studies(
+    studies: Sequence[Study],
+    dataset: Path,
+    checkpoints: Path,
+    *,
+    seed: int,
+    workers: int,
+    on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None,
+    on_end: Callable[[str, Study, Trial, Outcome, bool], None],
+) -> None:
+    """Bring studies to their end in one worker pool: while a trial of one waits for results, the next one goes on.
 
-    def __init__(
-        self, study: Study, dataset: Path, checkpoints: Path, seed: int, metric: str, tell: Callable[[str], None]
-    ) -> None:
-        self.study, self.dataset, self.checkpoints, self.seed = study, dataset, checkpoints, seed
-        self.metric, self.tell = metric, tell
-        self.running: dict[str, Trial] = {}
+    `on_epoch` gets the trial's name (`<study>-<number>`) and the epoch; `on_end` the name, the study, the trial, how it
+    ended and whether it is the study's new best. Every trial is trained with `seed`.
 
-    def next_job(self) -> Job | Literal["wait"] | None:
-        trial = self.study.next()
-        if not isinstance(trial, Trial):
-            return trial
-        key = str(trial.number)
-        self.running[key] = trial
-        return Job(
-            key, self.dataset, trial.candidate.to_dict(), self.seed, self.checkpoints / key, None, trial.thresholds
-        )
+    Raises:
+        UserError: something that would meet every trial, such as a full disk.
+    """
+    running: dict[str, tuple[Study, Trial]] = {}
 
-    def on_message(self, message: Message) -> None:
+    def next_job() -> Job | Literal["wait"] | None:
+        waiting = False
+        for study in studies:
+            trial = study.next()
+            if isinstance(trial, Trial):
+                name = f"{study.name}-{trial.number}"
+                running[name] = (study, trial)
+                candidate = trial.candidate.to_dict()
+                return Job(name, dataset, candidate, seed, checkpoints / name, thresholds=trial.thresholds)
+            waiting = waiting or trial == WAIT
+        return WAIT if waiting else None
+
+    def on_message(message: Message) -> None:
+        study, trial = running[message.key]
         if isinstance(message, Epoch):
-            self.study.report(int(message.key), message.epoch, message.best)
+            study.report(trial.number, message.epoch, message.best)
+            on_epoch(message.key, message)
         elif message.fatal:
             raise UserError(f"trial {message.key}: {message.error}")
         else:
-            self._finish(self.running.pop(message.key), message)
+            _finish(study, trial, message)
+            del running[message.key]
+            discard(checkpoints / message.key)
+            best = study.best()
+            on_end(message.key, study, trial, message, bool(best) and best[0].number == trial.number)
 
-    def _finish(self, trial: Trial, outcome: Outcome) -> None:
-        self.study.finish(
-            trial.number,
-            outcome.value,
-            curve=outcome.curve,
-            samples=outcome.samples,
-            seconds=outcome.seconds,
-            pruned=outcome.stopped == "pruned",
-            attrs={"valid": outcome.valid} if outcome.error is None else {"error": outcome.error},
-        )
-        discard(self.checkpoints / outcome.key)
-        best = self.study.best()
-        if best and best[0].number == trial.number and outcome.value is not None:
-            self.tell(summary(trial.candidate, trial=trial.number, metric=self.metric, value=outcome.value))
+    run_jobs(next_job, workers, on_message)
+
+
+def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:
+    study.finish(
+        trial.number,
+        outcome.value,
+        curve=outcome.curve,
+        samples=outcome.samples,
+        seconds=outcome.seconds,
+        pruned=outcome.stopped == "pruned",
+        attrs={"valid": outcome.valid} if outcome.error is None else {"error": outcome.error},
+    )

@@ -23,9 +23,15 @@ class TrainSettings(BaseModel):
     )
     table_learning_rate: float | None = Field(None, gt=0, description="rate for tables; the learning_rate if not set")
     table_l2: float = Field(1e-5, ge=0, description="L2 penalty on embedding tables")
+    table_l2_power: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="a row's table_l2 grows with this power of its training frequency (0: all alike)",
+    )
     table_init: float = Field(0.01, gt=0, description="standard deviation of fresh table rows")
     average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the running mean of the weights that is evaluated and kept (0: off)"
+        0.995, ge=0, lt=1, description="decay of the running mean of the weights that is evaluated and kept (0: off)"
     )
     precision: Precision = Field("auto", description="number format of the matrix products")
 
@@ -35,10 +41,11 @@ class TuneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: list[float] = Field(default=[1e-3], description="choices for learning_rate")
+    learning_rate: list[float] = Field(default=[], description="choices for learning_rate")
     weight_decay: list[float] = Field(default=[], description="choices for weight_decay")
     table_learning_rate: list[float] = Field(default=[], description="choices for table_learning_rate")
     table_l2: list[float] = Field(default=[1e-5, 1e-4, 1e-3], description="choices for table_l2")
+    table_l2_power: list[float] = Field(default=[], description="choices for table_l2_power")
     table_init: list[float] = Field(default=[], description="choices for table_init")
     average: list[float] = Field(default=[], description="choices for average")
     batch_size: list[int] = Field(default=[], description="choices for batch_size")

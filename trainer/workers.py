@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection, wait
@@ -159,10 +160,8 @@ class _Worker:
         if self.process is None:
             self._spawn()
         self.attempts += 1
-        try:
+        with suppress(OSError):  # it died while idle; the reader's end of file leads to `_died`
             self.sender.send(self.job)
-        except OSError:  # it died while idle; the reader's EOF leads to `_died`
-            pass
 
     def _died(self) -> list[Message]:
         assert self.job is not None

@@ -26,6 +26,11 @@ class AutoRecSettings(BaseModel):
         description="latent: each categorical field is an input of its own; sparse: all of them are one input; "
         "auto: latent for ratings, sparse for clicks",
     )
+    towers: dict[str, list[str]] = Field(
+        default={},
+        description="latent: categorical fields added up to one input, such as {user: [user, age], item: [item]}; "
+        "fields of no tower stay inputs of their own",
+    )
     latent_dims: list[PositiveInt] = Field(
         default=[8, 16, 32, 64, 128], min_length=1, description="widths of LatentFactorMapper's tables"
     )

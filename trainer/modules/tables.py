@@ -55,7 +55,7 @@ class Tables(nn.Module):
         """`columns`: position of each categorical field in `Batch.categorical`. Rows start normal, std `table_init`."""
         super().__init__()
         self.columns = dict(columns)
-        ordered = list(specs)
+        self.specs = ordered = list(specs)
         pooled = [spec for spec in ordered if not spec.sequences]
         self.bags: Any = _bags(pooled, table_init) if pooled else None
         self.embeddings = nn.ModuleDict()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.architecture import fields_of
+from trainer.errors import UserError
 from trainer.methods.autorec.blocks import Data, HyperInteraction, Place, Source, view
 from trainer.methods.settings import AutoRecSettings
 from trainer.schema import DatasetSchema
@@ -14,13 +15,18 @@ from trainer.space import choice
 def space(schema: DatasetSchema, settings: AutoRecSettings) -> Data:
     """The template of the method `autorec`; each block reads the mappers and all blocks below it."""
     latent = settings.mapper == "latent" or (settings.mapper == "auto" and schema.task == "rating")
+    _check_towers(schema, settings, latent)
     mapped = _Mapped(schema, settings, latent)
     return {
         "version": 1,
         "task": schema.task,
         "fields": fields_of(schema),
         "views": mapped.views(),
-        "nodes": [*mapped.pools(), _stacked(settings, [block.nodes for block in _blocks(mapped.sources(), settings)])],
+        "nodes": [
+            *mapped.towers(),
+            *mapped.pools(),
+            _stacked(settings, [block.nodes for block in _blocks(mapped.sources(), settings)]),
+        ],
         "head": _head(schema, settings),
     }
 
@@ -57,12 +63,33 @@ class _Mapped:
             {"id": f"pooled{number}", "op": "pool", "kind": "mean", "in": [f"history{number}"]} for number in numbers
         ]
 
+    def towers(self) -> list[Data]:
+        """Each tower's fields added up; once more for products where these have tables of their own."""
+        shared = self._tower_nodes("tables", "tower")
+        both = {"shared": shared, "separate": shared + self._tower_nodes("products", "product-tower")}
+        return [_tables_choice(self.settings, both, splice=True)]
+
+    def _tower_nodes(self, tables: str, prefix: str) -> list[Data]:
+        return [
+            {
+                "id": f"{prefix}-{name}",
+                "op": "elementwise",
+                "kind": "sum",
+                "in": [f"{tables}.{field}" for field in fields],
+            }
+            for name, fields in self.settings.towers.items()
+        ]
+
     def sources(self) -> list["Source"]:
         """What the first block reads."""
         sources = []
         if self.schema.names("categorical"):
-            refs = [f".{name}" for name in self.schema.names("categorical")] if self.latent else [""]
-            sources = [self._table_source(ref) for ref in refs]
+            inside = {field for fields in self.settings.towers.values() for field in fields}
+            alone = [name for name in self.schema.names("categorical") if name not in inside]
+            towers = self.settings.towers
+            sources = [self._source(f"tower-{name}", f"product-tower-{name}") for name in towers]
+            refs = [f".{name}" for name in alone] if self.latent else [""]
+            sources += [self._source(f"tables{ref}", f"products{ref}") for ref in refs]
         if self.schema.names("numeric"):
             sources.append(Source("dense", fields=True))
         return sources + [Source(node["id"]) for node in self.pools()]
@@ -74,13 +101,26 @@ class _Mapped:
         tables = view(self.schema.names("categorical"), {"kind": "table", "dim": 1})["encoders"]
         return {"encoders": tables | view(self.schema.names("numeric"), {"kind": "scale", "dim": 1})["encoders"]}
 
-    def _table_source(self, ref: str) -> "Source":
-        product = _tables_choice(self.settings, {"shared": f"tables{ref}", "separate": f"products{ref}"})
-        return Source(f"tables{ref}", product, fields=not self.latent)
+    def _source(self, ref: str, product: str) -> "Source":
+        """What interactors read of the tables, and what those that multiply read."""
+        either = _tables_choice(self.settings, {"shared": ref, "separate": product})
+        return Source(ref, either, fields=not self.latent)
 
 
-def _tables_choice(settings: AutoRecSettings, options: Mapping[str, Any]) -> Data:
-    return choice("mapper.tables", [options[name] for name in settings.tables], labels=settings.tables)
+def _check_towers(schema: DatasetSchema, settings: AutoRecSettings, latent: bool) -> None:
+    known = schema.names("categorical")
+    for name, fields in settings.towers.items():
+        if not latent:
+            raise UserError("search.autorec.towers: adds up latent mappers: write mapper: latent beside it")
+        for field in fields:
+            if field not in known:
+                raise UserError(
+                    f"search.autorec.towers.{name}: no categorical field '{field}'; there are {', '.join(known)}"
+                )
+
+
+def _tables_choice(settings: AutoRecSettings, options: Mapping[str, Any], *, splice: bool = False) -> Data:
+    return choice("mapper.tables", [options[name] for name in settings.tables], labels=settings.tables, splice=splice)
 
 
 @dataclass(frozen=True)
