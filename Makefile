@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
-FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+FITS := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	command -v $$python >/dev/null && $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 
