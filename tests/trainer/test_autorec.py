@@ -285,3 +285,26 @@ def test_groups_are_the_interactors_and_the_stages() -> None:
     groups = {choice.group for choice in choices(space(plain_schema(), settings)).values()}
     slots = {f"block{block}.{slot}" for block in (1, 2) for slot in range(1, 7)}
     assert groups == {"mapper", "optimizer", "block1", "block2"} | slots
+
+
+def test_towers_add_up_their_fields_before_anything_interacts() -> None:
+    one_block = {"interactors": ["InnerProduct"], "parallel": [1], "blocks": [1]}
+    filling = filled("rating", {}, towers={"left": ["c0", "c1"]}, **one_block)
+    tower = {"id": "tower-left", "op": "elementwise", "kind": "sum", "in": ["tables.c0", "tables.c1"]}
+    assert node(filling, "tower-left") == tower
+    product = next(entry for entry in filling["nodes"] if entry["op"] == "inner")
+    assert product["in"][:2] == ["tower-left", "tables.c2"]
+
+
+def test_products_may_have_towers_of_their_own() -> None:
+    towers = {"left": ["c0"], "right": ["c1", "c2"]}
+    filling = filled("rating", {"mapper.tables": "separate"}, towers=towers, tables=["shared", "separate"])
+    assert node(filling, "product-tower-right")["in"] == ["products.c1", "products.c2"]
+    Architecture.from_dict(filling)
+
+
+def test_towers_name_categorical_fields_of_latent_mappers() -> None:
+    with pytest.raises(UserError, match="no categorical field 'nowhere'"):
+        filled("rating", {}, towers={"left": ["nowhere"]})
+    with pytest.raises(UserError, match="mapper: latent"):
+        filled("ctr", {}, towers={"left": ["c0"]})

@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.trainer import small
 from trainer.average import RunningAverage
+from trainer.fit import _penalty_shares
 from trainer.optim import LAZY_ROWS_PER_BATCH_ROW, LazyAdam, Optimizers
 from trainer.settings import TrainSettings
 from trainer.sharding import local_weights
@@ -142,3 +143,34 @@ def test_running_average_is_the_weighted_mean_of_all_steps(table_optimizer: str)
                 torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
     for name, value in weights.items():
         assert torch.equal(value, seen[-1][name])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_shares_weigh_the_penalty_of_each_row(sparse: bool) -> None:
+    """The same steps as Adam on a loss that holds the weighted penalty itself."""
+    ours, reference = nn.Module(), bag(6, sparse=False)
+    ours.table = bag(6, sparse=sparse)
+    share, l2 = torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 4.0]), 0.3
+    settings = TrainSettings(learning_rate=0.02, table_l2=l2, table_optimizer="lazy_adam" if sparse else "adam")
+    optimizers = Optimizers(ours, {"table.weight"}, settings, {"table.weight": share})
+    adam = torch.optim.Adam(reference.parameters(), lr=0.02)
+    for step in range(10):
+        ids = torch.randperm(6)
+        backward(ours.table, ids, step)
+        optimizers.step()
+        backward(reference, ids, step)
+        with torch.enable_grad():
+            (l2 / 2 * (share[:, None] * reference.weight**2).sum()).backward()
+        adam.step()
+    torch.testing.assert_close(ours.table.weight, reference.weight, rtol=1e-5, atol=1e-6)
+
+
+def test_shares_are_powers_of_the_training_frequency() -> None:
+    train = small.table(500)
+    model = small.model()
+    shares = _penalty_shares(model, train, 0.5)
+    items = torch.bincount(train.categorical[:, 1], minlength=small.ITEMS)
+    history = torch.bincount(train.sequences["history"].values, minlength=small.ITEMS)
+    by_table = {name.rsplit(".", 2)[-2]: share for name, share in shares.items()}
+    torch.testing.assert_close(by_table["first/item"], (items / 500).sqrt())
+    torch.testing.assert_close(by_table["e/item"], ((items + history) / 500).sqrt())  # the history shares this table
