@@ -15,7 +15,14 @@ from trainer.settings import TrainSettings
 from trainer.sharding import local_weights, shard
 
 SETTINGS = TrainSettings(
-    batch_size=64, epochs=3, patience=3, learning_rate=0.01, table_l2=1e-3, weight_decay=1e-3, average=0.9
+    batch_size=64,
+    epochs=3,
+    patience=3,
+    learning_rate=0.01,
+    table_l2=1e-3,
+    weight_decay=1e-3,
+    average=0.9,
+    precision="fp32",  # bf16 would round two half batches otherwise than one whole
 )
 
 
