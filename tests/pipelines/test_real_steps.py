@@ -1,0 +1,172 @@
+"""The real steps under the real runner, on a small planted dataset: killed or not, the result is the same."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import pipelines
+
+ROOT = Path(pipelines.__file__).parents[1]
+PIPELINE = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: tiny}
+spec:
+  dataset:
+    format: planted
+    planted:
+      rows: 4000
+      fields: {a: {cardinality: 8, effect: 0.5}, b: {cardinality: 6, effect: 0.5}, c: {effect: 0.3, missing: 0.1}}
+      interactions: [{fields: [a, b]}]
+  search:
+    trials: 4
+    autorec: {blocks: [1], parallel: [1, 2], mlp_units: [16, 32]}
+  train: {seeds: 2, batch_size: 512, epochs: 3, baselines: [{name: fm, trials: 2}]}
+  evaluate: {register: tiny}
+"""
+pytestmark = pytest.mark.slow
+
+
+def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    home.mkdir(exist_ok=True)
+    (home / "tiny.yaml").write_text(PIPELINE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", "tiny.yaml", *arguments],
+        cwd=home,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(home: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(home, *arguments)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def results(home: Path) -> list[Any]:
+    """All that must not depend on what happened on the way: models, their figures, their order."""
+    report = json.loads((home / "runs" / "tiny" / "report.json").read_text())
+    return [
+        (entry["name"], entry["architecture"], entry["metrics"], entry["parameters"]) for entry in report["leaderboard"]
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("undisturbed")
+    code, output, errors = finish(home)
+    assert code == 0, errors
+    assert "Trial 0" in output
+    assert "champion" in output
+    return home
+
+
+def test_a_whole_run(undisturbed: Path) -> None:
+    names = {name for name, *_ in results(undisturbed)}
+
+    assert names == {"autorec-1", "fm"}
+    assert (undisturbed / "runs" / "tiny" / "report.html").exists()
+    assert (undisturbed / "runs" / "mlflow.db").exists()
+
+
+def test_the_same_run_again_does_nothing(undisturbed: Path) -> None:
+    code, output, errors = finish(undisturbed)
+
+    assert (code, errors) == (0, "")
+    assert output.count("nothing has changed since it was made, kept") == 4
+
+
+@pytest.mark.parametrize("step", ["ingest", "search", "train", "evaluate"])
+def test_kill_9_in_a_step_changes_nothing(undisturbed: Path, tmp_path: Path, step: str) -> None:
+    for pause in (0.6, 1.5):
+        process = start(tmp_path)
+        if wait_for_step(process, tmp_path / "runs" / "tiny" / f"{step}.partial"):
+            time.sleep(pause)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+    code, _, errors = finish(tmp_path)
+    assert code == 0, errors
+    assert results(tmp_path) == results(undisturbed)
+
+
+@pytest.mark.parametrize("step", ["search", "train"])
+def test_a_killed_worker_is_replaced(undisturbed: Path, tmp_path: Path, step: str) -> None:
+    process = start(tmp_path)
+    assert wait_for_step(process, tmp_path / "runs" / "tiny" / f"{step}.partial")
+    kill(worker_of(process))
+    _, errors = process.communicate(timeout=300)
+
+    assert process.returncode == 0, errors
+    assert results(tmp_path) == results(undisturbed)
+
+
+def test_a_killed_step_goes_on_with_the_next_run(undisturbed: Path, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    assert wait_for_step(process, tmp_path / "runs" / "tiny" / "search.partial")
+    worker = worker_of(process)
+    kill(worker.parent())
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "error: search was killed by signal 9" in errors
+    assert len(errors.splitlines()) == 1
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    assert finish(tmp_path)[0] == 0
+    assert results(tmp_path) == results(undisturbed)
+
+
+def worker_of(run: "subprocess.Popen[str]") -> psutil.Process:
+    """The process that trains, once there is one: a grandchild of the run."""
+    while True:
+        for child in psutil.Process(run.pid).children():
+            for process in child.children():
+                if "spawn_main" in " ".join(process.cmdline()):
+                    return process
+        assert run.poll() is None, "the run has ended without a worker"
+        time.sleep(0.02)
+
+
+def kill(process: psutil.Process | None) -> None:
+    assert process is not None
+    process.kill()
+
+
+def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:
+    """True when the step's partial folder has appeared; False when the run has ended before."""
+    while process.poll() is None:
+        if partial.exists():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, small_disk: Path) -> None:
+    code, _, errors = finish(tmp_path, "--output", str(small_disk / "run"))
+
+    assert code == 2, errors
+    assert len(errors.strip().splitlines()) == 1, errors
+    assert "no space left" in errors.lower()
