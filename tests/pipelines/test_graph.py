@@ -32,7 +32,7 @@ def resumes(*overrides: str) -> dict[str, str]:
         ("dataset.split.ratios=[7, 2, 1]", "ingest"),
         ("search.sampler=random", "search"),
         ("search.tune.table_l2=[1e-3]", "search"),
-        ("search.autorec.blocks=[1]", "search"),
+        ("search.autorec.blocks=[3]", "search"),
         ("train.epochs=3", "search"),
         ("train.baselines=[fm]", "search"),
         ("train.candidates=2", "search"),
