@@ -236,19 +236,19 @@ def test_an_outage_neither_stops_the_step_nor_loses_nor_doubles_anything(tmp_pat
         tracker = Tracker(folder, pipeline="outage", step="search")
         shipping.start(root, uri)
         record(tracker, range(2))
-        assert shipping.wait(root, 60) is None
+        assert shipping.wait(root, 240) is None
         os.killpg(process.pid, signal.SIGKILL)
     started, started_at = time.monotonic(), time.time()
     record(tracker)
     tracker.close()
     assert time.monotonic() - started < 1, "the step waited for a dead server"
-    wait_until(lambda: shipping._trouble(root.resolve() / "tracking", started_at), 60)  # an attempt has failed
-    note = shipping.wait(root, 60)
+    wait_until(lambda: shipping._trouble(root.resolve() / "tracking", started_at), 240)  # an attempt has failed
+    note = shipping.wait(root, 240)
     assert note is not None
     assert uri in note
     with server(tmp_path, port):
         shipping.start(root, uri)  # as the next `dalil run` does
-        assert shipping.wait(root, 60) is None
+        assert shipping.wait(root, 240) is None
         step = check_complete(MlflowClient(uri), "outage")
     assert step.info.status == "FINISHED"
     assert any(name.startswith("system/") for name in step.data.metrics)
@@ -269,8 +269,8 @@ def test_killed_steps_and_a_killed_shipper_leave_each_record_once(tmp_path: Path
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
     shipping.start(root, database)
-    assert shipping.wait(root, 60) is None
-    wait_until(lambda: status_of(tmp_path / "mlflow.db", "search") == "KILLED", 60)
+    assert shipping.wait(root, 240) is None
+    wait_until(lambda: status_of(tmp_path / "mlflow.db", "search") == "KILLED", 240)
     shipping.start(root, database)
     tracker = Tracker(folder, pipeline="killed", step="search")
     record(tracker)
@@ -278,7 +278,7 @@ def test_killed_steps_and_a_killed_shipper_leave_each_record_once(tmp_path: Path
         os.kill(shipper, signal.SIGKILL)
     tracker.close()
     shipping.start(root, database)
-    assert shipping.wait(root, 60) is None
+    assert shipping.wait(root, 240) is None
     assert check_complete(MlflowClient(database), "killed").info.status == "FINISHED"
     wait_until(lambda: not shippers(root), 60)
 

@@ -1,4 +1,7 @@
-"""A real pipeline under kill -9: runner, steps and workers die at many moments, and the result stays the same."""
+"""A real pipeline under kill -9: runner and steps die at many moments of one run, and its result stays the same.
+
+Deaths of workers, which do not end a run, are in tests/pipelines/test_real_steps.py.
+"""
 
 import json
 import os
@@ -106,16 +109,7 @@ def step_of(runner: int) -> int:
     return next(process.pid for process in psutil.Process(runner).children() if "components" in process.cmdline())
 
 
-def worker_of(runner: int) -> int:
-    def workers() -> list[int]:
-        children = psutil.Process(step_of(runner)).children()
-        return [child.pid for child in children if any("spawn_main" in part for part in child.cmdline())]
-
-    wait_until(lambda: bool(workers()), 30)
-    return workers()[0]
-
-
-VICTIMS: dict[str, Callable[[int], int]] = {"runner": lambda pid: pid, "step": step_of, "worker": worker_of}
+VICTIMS: dict[str, Callable[[int], int]] = {"runner": lambda pid: pid, "step": step_of}
 SCRIPT = [
     ("ingest", "runner"),
     ("search, first trial", "step"),
@@ -124,17 +118,6 @@ SCRIPT = [
     ("train, later", "runner"),
     ("evaluate", "step"),
 ]
-
-
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    kill_at(tmp_path, process, "search, first trial", "worker")
-    kill_at(tmp_path, process, "train", "worker")
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output
-    finished = facts(tmp_path)
-    assert [trial["number"] for trial in finished["trials"]] == [*range(TRIALS), *range(TRIALS)]
-    assert all(trial["state"] in ("complete", "pruned", "duplicate") for trial in finished["trials"])
 
 
 def checkpoints(step: Path) -> int:
