@@ -106,7 +106,13 @@ def kill_at(home: Path, runner: "subprocess.Popen[str]", moment: str, victim: st
 
 
 def step_of(runner: int) -> int:
-    return next(process.pid for process in psutil.Process(runner).children() if "components" in process.cmdline())
+    """The process of the step; its folder is there a moment before it."""
+
+    def steps() -> list[int]:
+        return [child.pid for child in psutil.Process(runner).children() if "components" in child.cmdline()]
+
+    wait_until(lambda: bool(steps()), 30)
+    return steps()[0]
 
 
 VICTIMS: dict[str, Callable[[int], int]] = {"runner": lambda pid: pid, "step": step_of}
@@ -127,7 +133,7 @@ def checkpoints(step: Path) -> int:
 def finished_trials(step: Path) -> int:
     journal = step / "studies" / "autorec.journal"
     # Every end of a trial is one line of the journal with the values of the trial.
-    return journal.read_text().count('"values": [') if journal.exists() else 0
+    return journal.read_text().count('"values":[') if journal.exists() else 0
 
 
 def processes_of(home: Path) -> Iterator[psutil.Process]:

@@ -39,7 +39,7 @@ def test_rendering_shows_every_default(tmp_path: Path) -> None:
     data = yaml.safe_load(render(load(minimal)))
 
     assert data["spec"]["search"]["trials"] == 10
-    assert data["spec"]["search"]["tune"]["learning_rate"] == [0.001]
+    assert data["spec"]["search"]["tune"]["table_l2"] == [1e-05, 0.0001, 0.001]
     assert data["spec"]["train"]["batch_size"] == 4096
     assert data["spec"]["dataset"]["split"]["ratios"] == [8.0, 1.0, 1.0]
     assert data["spec"]["evaluate"] == {"metric": "logloss", "register": None}

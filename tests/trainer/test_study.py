@@ -213,7 +213,10 @@ def test_pruning_can_be_switched_off(tmp_path: Path) -> None:
         search.finish(number, 0.1 * number, curve=[1.0, 0.1 * number])
 
 
-curves = st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=6).map(lambda c: sorted(c, reverse=True)), max_size=9)
+curves = st.lists(
+    st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=6).map(lambda c: sorted(c, reverse=True)),
+    max_size=9,
+)
 
 
 @given(curves)
