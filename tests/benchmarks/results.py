@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, one command each: `python tests/benchmarks/results.py TABLE --source FILE`.
+"""Found against hand-made models, one command per table: `python tests/benchmarks/results.py TABLE --source FILE`.
 
     rating   MovieLens-1M ratings: MF, MLP, NeuMF and AutoRec, each searched by random, greedy and Bayesian sampling
     ctr      MovieLens-1M as clicks: FM, DeepFM, DCNv2, AutoInt and AutoRec

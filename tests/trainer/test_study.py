@@ -195,14 +195,14 @@ def test_failed_and_pruned_trials_are_not_among_the_best(tmp_path: Path) -> None
     assert search.records()[0].attrs == {"error": "diverged"}
 
 
-def test_a_trial_is_pruned_by_the_median_of_trials_it_may_know(tmp_path: Path) -> None:
+def test_a_trial_is_pruned_by_the_upper_quartile_of_trials_it_may_know(tmp_path: Path) -> None:
     search = study(tmp_path / "j", "random", trials=6, lag=1)
     for number in range(4):
         assert search.next().thresholds == ()  # type: ignore[union-attr]
-        search.finish(number, 0.1 * number, curve=[1.0, 0.1 * number])
+        search.finish(number, 0.1 * number, curve=[1.0, 1.0, 1.0, 0.1 * number])
     trial = search.next()
     assert isinstance(trial, Trial)
-    assert trial.thresholds == (math.inf, pytest.approx(0.15))
+    assert trial.thresholds == (math.inf, math.inf, math.inf, pytest.approx(0.225))
     assert study(tmp_path / "j", "random", trials=6, lag=1).next() == trial
 
 
@@ -230,7 +230,8 @@ def test_the_best_of_the_earlier_trials_would_not_be_pruned(curves: list[list[fl
 
 
 def test_a_trial_that_ended_early_counts_on_with_its_last_value() -> None:
-    assert prune_thresholds([[4, 3], [5], [6, 2, 1], [7, 7, 7]]) == (math.inf, 4.0, 4.0)
+    curves = [[4, 3], [5], [6, 2, 1], [7, 7, 7]]
+    assert prune_thresholds(curves, percentile=50, warm_up=1) == (math.inf, 4.0, 4.0)
 
 
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
