@@ -134,12 +134,13 @@ def _view_box(architecture: Architecture, name: str, shapes: dict[str, Shape], f
 
 
 def _sources(architecture: Architecture, refs: Iterable[str], by_ref: dict[str, Box]) -> list[tuple[Box, str]]:
-    """One edge per view or node; several fields of one view share an edge that names them."""
+    """One edge per view or node; several fields of one view, unless they are all, share an edge that names them."""
     labels: dict[str, list[str]] = {}
     for ref in refs:
         name, part = architecture.resolve(ref)
         labels.setdefault(name, []).extend([part] if part else [])
-    return [(by_ref[name], ", ".join(parts)) for name, parts in labels.items()]
+    whole = {name: len(view.encoders) for name, view in architecture.views.items()}
+    return [(by_ref[name], "" if len(parts) == whole.get(name) else ", ".join(parts)) for name, parts in labels.items()]
 
 
 def _unique(boxes: Iterable[Box]) -> list[Box]:
@@ -281,8 +282,9 @@ def _edge(source: Box, target: Box) -> str:
 
 def _edge_label(source: Box, target: Box, label: str) -> str:
     x = (source.x + source.width + target.x) / 2
+    room = int((target.x - source.x - source.width) / LETTER)
     y = (source.middle + target.middle) / 2
-    return f'<text class="edge-label" x="{x:.0f}" y="{y + 4:.1f}">{escape(_short(label, 20))}</text>'
+    return f'<text class="edge-label" x="{x:.0f}" y="{y + 4:.1f}">{escape(_short(label, room))}</text>'
 
 
 def _box(box: Box) -> str:

@@ -144,7 +144,9 @@ def _names(models: Sequence[Model], x: Axis, y: Axis) -> list[str]:
     for model, (px, py) in zip(models, points, strict=True):
         width = 6.8 * len(model.name)
         places = [(px + dx, py + dy, width) for dy in _OFFSETS for dx in (10, -10 - width)]
-        inside = [place for place in places if LEFT < place[0] < WIDTH - width and TOP < place[1] < HEIGHT - BOTTOM]
+        inside = [
+            place for place in places if LEFT < place[0] < WIDTH - RIGHT - width and TOP < place[1] < HEIGHT - BOTTOM
+        ]
         left, middle, _ = next((place for place in inside if _free(place, taken)), inside[0] if inside else places[0])
         taken.append(_covered((left, middle, width)))
         texts.append(f'<text class="mark" x="{left:.1f}" y="{middle + 4:.1f}">{escape(model.name)}</text>')
