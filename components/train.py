@@ -1,6 +1,7 @@
 """Step `train`: every chosen candidate from scratch, several seeds each, in parallel workers.
 
-Output: `models.json` (candidates with the validation metrics of each seed) and `weights/<name>-seed-<n>.safetensors`.
+Output: `models.json` (candidates with the validation metrics of each seed), `weights/<name>-seed-<n>.safetensors`, and
+`outcomes/<name>-seed-<n>.json`, by which a step killed in its last moment knows that nothing is left to train.
 A killed step goes on where each training's last checkpoint stands.
 """
 
@@ -8,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from components.artifacts import write_whole
 from components.events import Emit
 from components.settings import SearchSpec, TrainSpec
 from components.tracking import Tracker
@@ -29,7 +31,6 @@ def train(
     models = [{**candidate, "seeds": run.seeds(candidate["name"])} for candidate in candidates]
     (output / "models.json").write_text(json.dumps(models, indent=1))
     discard(output / "checkpoints")
-    discard(output / "outcomes")
 
 
 class _Run:
@@ -51,7 +52,7 @@ class _Run:
             for candidate in candidates:
                 key = _key(candidate["name"], seed)
                 if self._outcome(key).exists():
-                    self.done[key] = Outcome.load(self._outcome(key))
+                    self.done[key] = Outcome.from_json(self._outcome(key).read_text())
                 else:
                     self.jobs.append(self._job(key, candidate, seed, dataset))
         self.total = len(self.jobs) + len(self.done)
@@ -66,7 +67,7 @@ class _Run:
             return
         if message.error is not None:
             raise UserError(f"training {message.key} failed: {message.error}")
-        message.save(self._outcome(message.key))
+        write_whole(self._outcome(message.key), message.to_json())
         discard(self.output / "checkpoints" / message.key)
         self.done[message.key] = message
         self.tracker.log_trial(

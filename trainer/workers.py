@@ -63,18 +63,12 @@ class Outcome:
     fatal: bool = False
     """The error would meet every other job as well (a full disk), so the run has to stop."""
 
-    def save(self, path: Path) -> None:
-        """Write the outcome so that it is there whole or not at all."""
-        aside = path.with_suffix(".tmp")
-        with aside.open("w") as file:
-            file.write(json.dumps(asdict(self)))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
     @staticmethod
-    def load(path: Path) -> "Outcome":
-        data = json.loads(path.read_text())
+    def from_json(text: str) -> "Outcome":
+        data = json.loads(text)
         return Outcome(**{**data, "curve": tuple(data["curve"])})
 
 

@@ -16,9 +16,8 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("quickstart")
+def run_quickstart(home: Path) -> str:
+    """What `dalil run` shows of the quickstart."""
     file = ROOT / "pipelines" / "gallery" / "quickstart.yaml"
     ended = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "run", str(file)],
@@ -29,7 +28,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    (home / "output.txt").write_text(ended.stdout)
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("quickstart")
+    (home / "output.txt").write_text(run_quickstart(home))
     return home
 
 
@@ -74,15 +79,6 @@ def test_the_registered_model_scores_raw_rows_as_the_evaluate_step_did(home: Pat
 
 
 def test_the_same_command_again_keeps_every_step(home: Path) -> None:
-    file = ROOT / "pipelines" / "gallery" / "quickstart.yaml"
     before = (home / "runs" / "quickstart" / "report.json").read_bytes()
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", str(file)],
-        cwd=home,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert ended.stdout.count("nothing has changed") == 4
+    assert run_quickstart(home).count("nothing has changed") == 4
     assert (home / "runs" / "quickstart" / "report.json").read_bytes() == before
