@@ -17,7 +17,7 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     frame = _label(frame, spec, plan, rejects)
     for field in plan.read:
         if field.kind == "numeric":
-            frame = _numbers(frame, field.name, field.name, rejects)
+            frame = _numbers(frame, field.column, field.column, rejects)
     if plan.time is not None and _uses_time(spec, plan):
         frame = _time(frame, plan.time, rejects)
     columns = [_column(frame, field) for field in plan.read]
@@ -41,7 +41,7 @@ def _uses_group(spec: DatasetSpec, plan: Plan) -> bool:
 
 
 def _column(frame: pl.DataFrame, field: PlannedField) -> pl.Series:
-    raw = frame[field.name]
+    raw = frame[field.column]
     if field.kind == "numeric":
         return raw
     if field.kind == "categorical":

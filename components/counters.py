@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from components.encode import taken
 from components.plan import PlannedField
 from trainer.schema import Field
 
@@ -50,6 +51,7 @@ class CategoricalCounter:
         return self._planned.settings.hash_buckets is not None
 
     def add(self, column: pl.Series) -> None:
+        column = taken(column, self._planned.part)
         self._rows += len(column)
         self._missing += int((column == "").sum())
         if self._hashed:
@@ -70,7 +72,15 @@ class CategoricalCounter:
     def field(self, others: dict[str, Field]) -> Field:
         buckets = self._planned.settings.hash_buckets
         cardinality = 1 + (self.vocabulary.height if buckets is None else buckets)
-        return Field(name=self._planned.name, kind="categorical", cardinality=cardinality, hash_buckets=buckets)
+        planned = self._planned
+        return Field(
+            name=planned.name,
+            kind="categorical",
+            column=None if planned.column == planned.name else planned.column,
+            part=planned.part,
+            cardinality=cardinality,
+            hash_buckets=buckets,
+        )
 
     def figures(self) -> dict[str, Any]:
         vocabulary = self.vocabulary

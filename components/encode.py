@@ -9,7 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from trainer.errors import UserError
-from trainer.schema import DatasetSchema, Field, Transform
+from trainer.schema import DatasetSchema, Field, TimePart, Transform
 
 Floats = npt.NDArray[np.float64]
 InputType = Literal["string", "double", "list"]
@@ -64,7 +64,7 @@ class Encoder:
     def _set(self, fields: tuple[Field, ...], vocabularies: dict[str, Vocabulary]) -> None:
         self._fields = {field.name: field for field in fields}
         self._vocabularies = vocabularies
-        self.inputs: dict[str, InputType] = {field.name: _INPUT_TYPES[field.kind] for field in fields}
+        self.inputs: dict[str, InputType] = {field.raw: _INPUT_TYPES[field.kind] for field in fields}
 
     def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Raw columns (any order, others ignored) -> Int32, Float32 and List(Int32) columns in the schema's order.
@@ -75,11 +75,11 @@ class Encoder:
         absent = [name for name in self.inputs if name not in frame.columns]
         if absent:
             raise UserError(f"the rows lack the columns {absent}; give {list(self.inputs)}")
-        return pl.DataFrame([self._column(field, frame[field.name]) for field in self._fields.values()])
+        return pl.DataFrame([self._column(field, frame[field.raw]) for field in self._fields.values()])
 
     def _column(self, field: Field, raw: pl.Series) -> pl.Series:
         if field.kind == "categorical":
-            return pl.Series(field.name, self._ids(field, as_tokens(raw)))
+            return pl.Series(field.name, self._ids(field, taken(as_tokens(raw), field.part)))
         if field.kind == "numeric":
             return pl.Series(field.name, self._numbers(field, raw))
         return self._lists(field, raw)
@@ -119,6 +119,16 @@ def as_tokens(raw: pl.Series) -> pl.Series:
         text = pl.select(pl.when(whole == raw).then(whole.cast(pl.String)).otherwise(raw.cast(pl.String)))
         return text.to_series().set(raw.is_nan().fill_null(False), "").fill_null("").alias(raw.name)
     return raw.cast(pl.String).fill_null("")
+
+
+def taken(tokens: pl.Series, part: TimePart | None) -> pl.Series:
+    """The `part` of times written YYMMDDHH, "" where one cannot be read; without a part the tokens themselves."""
+    if part is None:
+        return tokens
+    whole = pl.select(pl.when(tokens.str.contains(r"^\d{8}$")).then(tokens + "00")).to_series()
+    time = whole.str.to_datetime("%y%m%d%H%M", strict=False)
+    number = time.dt.hour() if part == "hour_of_day" else time.dt.weekday()
+    return number.cast(pl.String).fill_null("").alias(tokens.name)
 
 
 def as_token_lists(raw: pl.Series) -> pl.Series:

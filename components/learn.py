@@ -88,8 +88,8 @@ def learn(stage: Stage, planned: Plan, assign: Assign, seed: int, progress: Prog
         codes = assign(frame)
         labels.add(frame[LABEL].to_numpy(), codes)
         train = frame.filter(pl.Series(codes == 0))
-        for name, one in counters.items():
-            one.add(train[name])
+        for planned_field in planned.fields:
+            counters[planned_field.name].add(train[planned_field.column])
         done += frame.height
         progress(done, stage.rows, "learning from training rows")
     _check_splits(labels)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from components.dataset import DatasetSpec, FieldSpec
 from components.formats import Layout
 from trainer.errors import UserError
-from trainer.schema import FieldKind, Transform
+from trainer.schema import FieldKind, TimePart, Transform
 
 RESERVED = ("label", "row", "truth")
 """Columns that ingest writes beside the fields."""
@@ -19,6 +19,9 @@ class PlannedField:
     settings: FieldSpec
     transform: Transform
     min_count: int
+    column: str
+    """The raw column; of a history that is not read, its name."""
+    part: TimePart | None = None
     of: str | None = None
     history: bool = False
     """Made from earlier rows of the group, not read."""
@@ -37,8 +40,8 @@ class Plan:
 
     @property
     def read(self) -> tuple[PlannedField, ...]:
-        """Fields that stand in the files."""
-        return tuple(planned for planned in self.fields if not planned.history)
+        """Fields that stand in the files, one for each raw column."""
+        return tuple({planned.column: planned for planned in self.fields if not planned.history}.values())
 
 
 def plan(spec: DatasetSpec, layout: Layout) -> Plan:
@@ -77,10 +80,13 @@ def _selected(spec: DatasetSpec, layout: Layout, label: str, time: str | None) -
 def _field(spec: DatasetSpec, layout: Layout, name: str) -> PlannedField:
     settings = spec.fields.get(name, FieldSpec())
     kind = settings.kind or layout.kinds.get(name, "sequence")
+    column, part = layout.parts.get(name, (name, None))
     return PlannedField(
         name,
         kind,
         settings,
+        column=column,
+        part=part,
         transform=settings.transform or layout.transform,
         min_count=settings.min_count or spec.min_count,
         of=settings.of or layout.histories.get(name),
@@ -89,10 +95,12 @@ def _field(spec: DatasetSpec, layout: Layout, name: str) -> PlannedField:
 
 
 def _check(spec: DatasetSpec, made: Plan) -> None:
-    kinds = {planned.name: planned.kind for planned in made.fields}
+    kinds = {planned.name: planned.kind for planned in made.fields if planned.part is None}
     for planned in made.fields:
         if planned.name in RESERVED or planned.name.startswith("__") or "/" in planned.name or not planned.name:
             raise UserError(f"dataset: a field cannot be named {planned.name!r}; rename the column or drop it")
+        if planned.part is not None and planned.kind != "categorical":
+            raise UserError(f"dataset.fields.{planned.name}.kind: {planned.kind}: a part of a time is categorical")
         if planned.kind == "sequence" and kinds.get(planned.of or "") != "categorical":
             raise UserError(
                 f"dataset.fields.{planned.name}.of: {planned.of!r} is no categorical field here; the fields are {kinds}"

@@ -12,6 +12,7 @@ Task = Literal["ctr", "rating"]
 Split = Literal["train", "valid", "test"]
 FieldKind = Literal["categorical", "numeric", "sequence"]
 Transform = Literal["none", "log", "log_sq", "quantile", "standardize"]
+TimePart = Literal["hour_of_day", "weekday"]
 
 
 class Field(BaseModel):
@@ -26,6 +27,10 @@ class Field(BaseModel):
 
     name: str
     kind: FieldKind
+    column: str | None = None
+    """The raw column, where its name is not the field's."""
+    part: TimePart | None = None
+    """Categorical: what the field takes of a time written YYMMDDHH (weekday: 1 is Monday)."""
     cardinality: int = 0
     """Categorical: number of table rows, row 0 (unknown) included. Sequence: that of the field `of`."""
     hash_buckets: int | None = None
@@ -37,6 +42,11 @@ class Field(BaseModel):
     """Numeric: what the transform needs (standardize: mean, std; quantile: the inner quantiles)."""
     of: str | None = None
     max_len: int = 0
+
+    @property
+    def raw(self) -> str:
+        """The raw column that the field is read from."""
+        return self.column or self.name
 
 
 class DatasetSchema(BaseModel):

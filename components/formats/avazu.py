@@ -1,7 +1,7 @@
 """Avazu click logs: comma separated with header, 24 columns, all categorical.
 
-The id is left out (it exceeds int64 and says nothing); `hour` (YYMMDDHH, UTC) becomes `hour_of_day` and `weekday`
-(1 is Monday) and orders the rows.
+The id is left out (it exceeds int64 and says nothing); `hour` (YYMMDDHH, UTC) is read as two fields, `hour_of_day`
+and `weekday` (1 is Monday), and orders the rows.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import polars as pl
 
 from components.dataset import DatasetSpec
+from components.encode import taken
 from components.formats.layout import Format, Layout
 from components.formats.text import first_lines, read_lines, split_columns
 from components.rejects import LINE, Rejects
 from trainer.errors import UserError
+from trainer.schema import TimePart
 
 _HEADER = (
     "id,click,hour,C1,banner_pos,site_id,site_domain,site_category,app_id,app_domain,app_category,device_id,device_ip,"
@@ -26,17 +28,14 @@ def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
     for url in urls:
         if first_lines(url)[0] != _HEADER:
             raise UserError(f"{url}:1: the header is not Avazu's 'id,click,hour,C1,...,C21'; use format: csv")
-    return Layout(dict.fromkeys(_FIELDS, "categorical"), label="click", time="hour")
+    parts: dict[str, tuple[str, TimePart]] = {"hour_of_day": ("hour", "hour_of_day"), "weekday": ("hour", "weekday")}
+    return Layout(dict.fromkeys(_FIELDS, "categorical"), label="click", time="hour", parts=parts)
 
 
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
     for lines in read_lines(url, rejects):
         frame = split_columns(lines.filter(pl.col(LINE) > 1), ",", _COLUMNS, rejects)
-        day = frame["hour"].str.slice(0, 6).str.to_date("%y%m%d", strict=False)
-        hour = frame["hour"].str.slice(6)
-        readable = day.is_not_null() & hour.str.contains(r"^([01]\d|2[0-3])$")
-        frame = frame.with_columns(hour_of_day=hour.str.replace("^0", ""), weekday=day.dt.weekday().cast(pl.String))
-        yield rejects.drop(frame, ~readable, "hour is not YYMMDDHH")
+        yield rejects.drop(frame, taken(frame["hour"], "hour_of_day") == "", "hour is not YYMMDDHH")
 
 
 FORMAT = Format(describe, rows)

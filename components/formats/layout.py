@@ -7,7 +7,7 @@ import polars as pl
 
 from components.dataset import DatasetSpec
 from components.rejects import Rejects
-from trainer.schema import FieldKind, Transform
+from trainer.schema import FieldKind, TimePart, Transform
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Layout:
     group: str | None = None
     transform: Transform = "standardize"
     """Of numeric columns."""
+    parts: dict[str, tuple[str, TimePart]] = field(default_factory=dict)
+    """Fields that are a part of a time: name -> (column, part)."""
     histories: dict[str, str] = field(default_factory=dict)
     """Sequence fields that ingest makes: name -> the field whose earlier values they hold."""
     truth: str | None = None

@@ -132,7 +132,8 @@ def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path
     schema = _run(_spec(case, source), tmp_path / "out")
     encoder = Encoder(tmp_path / "out")
     examples = pl.read_parquet(tmp_path / "out" / "examples.parquet").head(3)
-    unknown = examples.with_columns(pl.lit("never seen").alias(name) for name in schema.names("categorical"))
+    raw = {schema.field(name).raw for name in schema.names("categorical")}
+    unknown = examples.with_columns(pl.lit("never seen").alias(name) for name in raw)
     for name in schema.names("categorical"):
         assert encoder.encode(unknown)[name].to_list() == [0] * unknown.height
     nothing = examples.with_columns(pl.lit(None).alias(name) for name in encoder.inputs)
@@ -141,3 +142,17 @@ def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path
         assert encoded[name].is_nan().all() == schema.field(name).missing
     for name in schema.names("sequence"):
         assert encoded[name].list.len().to_list() == [0] * nothing.height
+
+
+def test_avazu_models_take_the_hour_as_it_stands_in_the_files(tmp_path: Path) -> None:
+    _run(_spec("avazu", _put(SAMPLES["avazu"](), str(tmp_path), packed=False)), tmp_path / "out")
+    encoder = Encoder(tmp_path / "out")
+    assert "hour" in encoder.inputs
+    assert "weekday" not in encoder.inputs
+    row = pl.read_parquet(tmp_path / "out" / "examples.parquet", n_rows=1)
+    encoded = encoder.encode(row.with_columns(hour=pl.lit("14102103")))
+    tokens = {name: pl.read_parquet(tmp_path / "out" / "vocabulary" / f"{name}.parquet")["token"] for name in _PARTS}
+    assert {name: tokens[name][int(encoded[name][0]) - 1] for name in _PARTS} == {"hour_of_day": "3", "weekday": "2"}
+
+
+_PARTS = ("hour_of_day", "weekday")
