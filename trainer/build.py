@@ -184,8 +184,19 @@ def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], ta
     align = None
     if view.align is not None:
         align = Align([tuple(source.width for source in sources)], view_collected(architecture, name))
-    partners = shape.fields - 1 if isinstance(shape, P) else None
-    return FieldsView(sources, flat=isinstance(shape, V), partners=partners, align=align, init=table_init)
+    return FieldsView(
+        sources,
+        flat=isinstance(shape, V),
+        joined=align is not None or isinstance(shape, P) or name in _references(architecture),
+        partners=shape.fields - 1 if isinstance(shape, P) else None,
+        align=align,
+        init=table_init,
+    )
+
+
+def _references(architecture: Architecture) -> set[str]:
+    """All that nodes and head read, as they name it."""
+    return {ref for node in architecture.nodes for ref in node.inputs} | set(architecture.head.inputs)
 
 
 def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapping[str, int]) -> Source:

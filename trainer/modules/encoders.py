@@ -87,15 +87,24 @@ class SequenceView(nn.Module):
 class FieldsView(nn.Module):
     """A view of fields: V if `flat`, P if `partners`, else F.
 
-    Runs of numeric fields that stand side by side in the view are encoded together.
+    Runs of numeric fields that stand side by side in the view are encoded together. Fields of one width are put side
+    by side if `joined`. Where they are only read one by one they should not be: cutting a field out of the whole costs
+    a gradient as large as the whole (with AutoRec's two towers of six fields, 128 wide: 38 ms per step instead of 11).
     """
 
     def __init__(
-        self, sources: Sequence[Source], *, flat: bool, partners: int | None, align: Align | None, init: float
+        self,
+        sources: Sequence[Source],
+        *,
+        flat: bool,
+        joined: bool,
+        partners: int | None,
+        align: Align | None,
+        init: float,
     ) -> None:
         super().__init__()
         self.flat, self.partners = flat, partners
-        self.uniform = not flat and len({source.width for source in sources}) == 1
+        self.joined = joined and len({source.width for source in sources}) == 1
         self.align = align
         self.runs = _runs(sources)
         self.numbers = nn.ModuleDict()
@@ -127,7 +136,7 @@ class FieldsView(nn.Module):
         return encoded
 
     def _fields(self, parts: list[Tensor]) -> Tensor | list[Tensor]:
-        if self.uniform:
+        if self.joined:
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return [x_BD for part in parts for x_BD in part.unbind(1)]
 
