@@ -52,7 +52,8 @@ def plan(spec: DatasetSpec, layout: Layout) -> Plan:
     """
     time, group = spec.time or layout.time, spec.group or layout.group
     label = spec.label.column or layout.label
-    columns = [*layout.kinds, *layout.others, *filter(None, (layout.label, layout.time))]
+    stored = [name for name in layout.kinds if name not in layout.parts]
+    columns = [*stored, *layout.others, *filter(None, (layout.label, layout.time))]
     for key, name in {"label.column": label, "time": time, "group": group}.items():
         if name is not None:
             _require(spec, key, name, columns)

@@ -14,6 +14,7 @@ from components.encode import Encoder
 from components.formats import FORMATS
 from components.ingest import ingest
 from tests.contracts.format_samples import SAMPLES, Sample
+from trainer.errors import UserError
 from trainer.schema import DatasetSchema
 
 SPLITS = ("train", "valid", "test")
@@ -151,8 +152,12 @@ def test_avazu_models_take_the_hour_as_it_stands_in_the_files(tmp_path: Path) ->
     assert "weekday" not in encoder.inputs
     row = pl.read_parquet(tmp_path / "out" / "examples.parquet", n_rows=1)
     encoded = encoder.encode(row.with_columns(hour=pl.lit("14102103")))
-    tokens = {name: pl.read_parquet(tmp_path / "out" / "vocabulary" / f"{name}.parquet")["token"] for name in _PARTS}
-    assert {name: tokens[name][int(encoded[name][0]) - 1] for name in _PARTS} == {"hour_of_day": "3", "weekday": "2"}
+    for name, part in {"hour_of_day": "3", "weekday": "2"}.items():
+        tokens = pl.read_parquet(tmp_path / "out" / "vocabulary" / f"{name}.parquet")["token"]
+        assert tokens[int(encoded[name][0]) - 1] == part
 
 
-_PARTS = ("hour_of_day", "weekday")
+def test_part_of_a_time_is_no_column_to_group_by(tmp_path: Path) -> None:
+    source = _put(SAMPLES["avazu"](), str(tmp_path), packed=False)
+    with pytest.raises(UserError, match=r"dataset\.group: .* has no column 'weekday'"):
+        _run(_spec("avazu", source, group="weekday"), tmp_path / "out")
