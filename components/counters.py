@@ -70,9 +70,8 @@ class CategoricalCounter:
         return frequent.sort("count", "token", descending=[True, False])
 
     def field(self, others: dict[str, Field]) -> Field:
-        buckets = self._planned.settings.hash_buckets
+        planned, buckets = self._planned, self._planned.settings.hash_buckets
         cardinality = 1 + (self.vocabulary.height if buckets is None else buckets)
-        planned = self._planned
         return Field(
             name=planned.name,
             kind="categorical",

@@ -326,7 +326,7 @@ class Architecture(_Data):
 
     def live(self) -> "Architecture":
         """This architecture without nodes, views and encoders that the head does not reach. Fields all stay."""
-        used = _reached(self)
+        used = reached(self)
         nodes = tuple(node for node in self.nodes if node.id in used)
         return self.model_copy(update={"nodes": nodes, "views": _live_views(self, used)})
 
@@ -408,8 +408,8 @@ def _check_reference(architecture: Architecture, user: str, ref: str, known: set
 # ---- what the head reaches ------------------------------------------------------------------------------------------
 
 
-def _reached(architecture: Architecture) -> set[str]:
-    """Node ids and view references (`view` or `view.field`) that the head reaches."""
+def reached(architecture: Architecture) -> set[str]:
+    """Node ids and view references (`view` or `view.field`) that the head reaches, as they are named there."""
     inputs = {node.id: node.inputs for node in architecture.nodes}
     used: set[str] = set()
     waiting = list(architecture.head.inputs)

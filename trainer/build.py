@@ -33,6 +33,7 @@ from trainer.architecture import (
     ShareEncoder,
     TargetAttention,
     Transformer,
+    reached,
 )
 from trainer.data import Batch
 from trainer.modules import interactions, sequences
@@ -187,16 +188,11 @@ def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], ta
     return FieldsView(
         sources,
         flat=isinstance(shape, V),
-        joined=align is not None or isinstance(shape, P) or name in _references(architecture),
+        joined=align is not None or isinstance(shape, P) or name in reached(architecture),
         partners=shape.fields - 1 if isinstance(shape, P) else None,
         align=align,
         init=table_init,
     )
-
-
-def _references(architecture: Architecture) -> set[str]:
-    """All that nodes and head read, as they name it."""
-    return {ref for node in architecture.nodes for ref in node.inputs} | set(architecture.head.inputs)
 
 
 def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapping[str, int]) -> Source:

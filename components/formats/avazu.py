@@ -21,15 +21,15 @@ _HEADER = (
     "device_model,device_type,device_conn_type,C14,C15,C16,C17,C18,C19,C20,C21"
 )
 _COLUMNS = _HEADER.split(",")
-_FIELDS = ["hour_of_day", "weekday", *_COLUMNS[3:]]
+_PARTS: dict[str, tuple[str, TimePart]] = {"hour_of_day": ("hour", "hour_of_day"), "weekday": ("hour", "weekday")}
+_FIELDS = [*_PARTS, *_COLUMNS[3:]]
 
 
 def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
     for url in urls:
         if first_lines(url)[0] != _HEADER:
             raise UserError(f"{url}:1: the header is not Avazu's 'id,click,hour,C1,...,C21'; use format: csv")
-    parts: dict[str, tuple[str, TimePart]] = {"hour_of_day": ("hour", "hour_of_day"), "weekday": ("hour", "weekday")}
-    return Layout(dict.fromkeys(_FIELDS, "categorical"), label="click", time="hour", parts=parts)
+    return Layout(dict.fromkeys(_FIELDS, "categorical"), label="click", time="hour", parts=_PARTS)
 
 
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
