@@ -10,11 +10,11 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-import trainer
 from components.dataset import DatasetSpec
 from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
 from pipelines.document import Document, Override
 from pipelines.messages import Problem, SpecError, explain, suggest
+from trainer import zoo
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -93,11 +93,6 @@ def render(pipeline: SearchPipeline) -> str:
     return yaml.safe_dump(pipeline.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
-def zoo_models() -> list[str]:
-    """Names of the hand-made models, without loading anything that touches torch."""
-    return sorted(file.stem for file in (Path(trainer.__file__).parent / "zoo").glob("*.yaml"))
-
-
 def _in_order(document: Document, problems: list[Problem]) -> list[Problem]:
     return sorted(problems, key=lambda problem: document.line(problem.path))
 
@@ -120,13 +115,17 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
-    zoo = zoo_models()
+    models = zoo.names()
+    histories = spec.dataset.format == "sequence" or any(field.of for field in spec.dataset.fields.values())
     problems: list[Problem] = []
     seen: set[str] = set()
     for index, baseline in enumerate(spec.train.baselines):
         path = ("spec", "train", "baselines", index)
-        if baseline.name not in zoo:
-            problems.append(Problem(path, f"no model {baseline.name!r} in the zoo; {suggest(baseline.name, zoo)}"))
+        if baseline.name not in models:
+            problems.append(Problem(path, f"no model {baseline.name!r} in the zoo; {suggest(baseline.name, models)}"))
+        elif "sequence" in zoo.needs(baseline.name) and not histories:
+            message = f"{baseline.name} needs a sequence; add one to dataset.fields, or leave {baseline.name} out"
+            problems.append(Problem(path, message))
         if baseline.name in seen:
             problems.append(Problem(path, f"{baseline.name} stands in the list twice"))
         seen.add(baseline.name)

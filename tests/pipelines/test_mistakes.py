@@ -69,6 +69,7 @@ CASES = [
     ("[mff, mlp]", "[mf, {name: mlp, trials: 5}]", 16, "no model 'mff' in the zoo; did you mean 'mf'?"),
     ("[mf, mlp, mf]", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines[2]: mf stands in the list twice"),
     ("[xyz]", "[mf, {name: mlp, trials: 5}]", 16, "no model 'xyz' in the zoo; valid here: afm, autoint"),
+    ("[din]", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines[0]: din needs a sequence; add one to dataset"),
     ("[5]", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines[0]: must be a mapping"),
     ("mf", "[mf, {name: mlp, trials: 5}]", 16, "spec.train.baselines: must be a list such as [a, b], not 'mf'"),
     ("[8, 1]", "[8, 1, 1]", 10, "spec.dataset.split.ratios: must have at least 3 items, not 2"),
@@ -107,6 +108,16 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
     file.write_text(GOOD)
 
     assert load(file).spec.train.baselines[1].trials == 5
+
+
+@pytest.mark.parametrize("change", ["history: {of: item}", "history: {kind: sequence, of: item, max_len: 20}"])
+def test_sequence_models_fit_a_dataset_with_a_history(tmp_path: Path, change: str) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD)
+
+    pipeline = load(file, (f"dataset.fields={{{change}}}", "dataset.group=user", "train.baselines=[din]"))
+
+    assert pipeline.spec.train.baselines[0].name == "din"
 
 
 def test_every_mistake_is_shown_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -35,6 +35,11 @@ def description(name: str) -> str:
     return text
 
 
+def needs(name: str) -> tuple[str, ...]:
+    """What a dataset must have for the model: `user_item`, `categorical`, `sequence`."""
+    return tuple(_load(name)["needs"])
+
+
 def template(name: str, schema: DatasetSchema) -> Data:
     """The model for this dataset: an architecture as plain data, every encoder explicit, choices (`?`) kept.
 
@@ -43,7 +48,7 @@ def template(name: str, schema: DatasetSchema) -> Data:
     model = _load(name)
     if schema.task not in model["tasks"]:
         raise UserError(f"zoo: {name} does not do task '{schema.task}'; it does {', '.join(model['tasks'])}")
-    for need in model["needs"]:
+    for need in needs(name):
         _check_need(name, need, schema)
     architecture = _named(model["architecture"], _roles(schema))
     views = {view: _view(name, view, spec, schema) for view, spec in architecture["views"].items()}
