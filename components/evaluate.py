@@ -5,6 +5,7 @@ on the test split) and model/ (an MLflow model folder, see `components.serve`).
 """
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -205,18 +206,17 @@ def _paired_t_test(losses: Vector, champion: Vector) -> dict[str, float] | None:
 
 
 def _ranked(entries: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Best first, each with its Pareto mark: no other model is better on the test split and not larger."""
+    """Best first, each with its Pareto mark: no other model is better and not larger, or as good and smaller."""
     sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
 
-    def position(entry: dict[str, Any]) -> tuple[float, int]:
+    def position(entry: dict[str, Any]) -> tuple[float, float]:
         return sign * entry["metrics"]["test"][metric]["mean"], sum(entry["parameters"].values())
 
     ranked = sorted(entries, key=position)
-    smallest = float("inf")
+    last = (-math.inf, math.inf)
     for entry in ranked:
-        size = position(entry)[1]
-        entry["pareto"] = size < smallest
-        smallest = min(smallest, size)
+        entry["pareto"] = position(entry) == last or position(entry)[1] < last[1]
+        last = position(entry) if entry["pareto"] else last
     return ranked
 
 
