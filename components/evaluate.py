@@ -213,10 +213,12 @@ def _ranked(entries: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
         return sign * entry["metrics"]["test"][metric]["mean"], sum(entry["parameters"].values())
 
     ranked = sorted(entries, key=position)
-    last = (-math.inf, math.inf)
+    front = (-math.inf, math.inf)
     for entry in ranked:
-        entry["pareto"] = position(entry) == last or position(entry)[1] < last[1]
-        last = position(entry) if entry["pareto"] else last
+        place = position(entry)
+        entry["pareto"] = place == front or place[1] < front[1]
+        if entry["pareto"]:
+            front = place
     return ranked
 
 

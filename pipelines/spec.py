@@ -116,6 +116,7 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
     models = zoo.names()
+    # By `of`, not by `kind`: a parquet column of lists is known for a sequence without being declared one.
     histories = spec.dataset.format == "sequence" or any(field.of for field in spec.dataset.fields.values())
     problems: list[Problem] = []
     seen: set[str] = set()

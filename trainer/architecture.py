@@ -409,7 +409,7 @@ def _check_reference(architecture: Architecture, user: str, ref: str, known: set
 
 
 def reached(architecture: Architecture) -> set[str]:
-    """Node ids and view references (`view` or `view.field`) that the head reaches, as they are named there."""
+    """Node ids and view references that the head reaches: `view` where it is read whole, `view.field` where not."""
     inputs = {node.id: node.inputs for node in architecture.nodes}
     used: set[str] = set()
     waiting = list(architecture.head.inputs)

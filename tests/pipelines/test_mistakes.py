@@ -110,12 +110,19 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
     assert load(file).spec.train.baselines[1].trials == 5
 
 
-@pytest.mark.parametrize("change", ["history: {of: item}", "history: {kind: sequence, of: item, max_len: 20}"])
-def test_sequence_models_fit_a_dataset_with_a_history(tmp_path: Path, change: str) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("dataset.fields={history: {kind: sequence, of: item, max_len: 20}}", "dataset.group=user"),
+        ("dataset.format=parquet", "dataset.label.column=stars", "dataset.fields={seen: {of: item}}"),
+        ("dataset.format=sequence", "dataset.task=ctr", "evaluate.metric=auc"),
+    ],
+)
+def test_sequence_models_fit_a_dataset_with_a_history(tmp_path: Path, changes: tuple[str, ...]) -> None:
     file = tmp_path / "movies.yaml"
     file.write_text(GOOD)
 
-    pipeline = load(file, (f"dataset.fields={{{change}}}", "dataset.group=user", "train.baselines=[din]"))
+    pipeline = load(file, (*changes, "train.baselines=[din]"))
 
     assert pipeline.spec.train.baselines[0].name == "din"
 
