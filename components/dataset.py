@@ -90,9 +90,21 @@ class PlantedField(_Settings):
     cardinality: int | None = Field(default=None, ge=2, description="number of categories; numeric if not set")
     zipf: float = Field(default=0.0, ge=0, description="category k is drawn in proportion to k^-zipf; 0: uniformly")
     effect: float = Field(default=0.0, ge=0, description="standard deviation of the field's own share of the score")
+    waves: float | None = Field(
+        default=None,
+        ge=1,
+        description="numeric: the field's own share is a sine with this many periods over the values' quantiles (its"
+        " deviation is `effect` for a whole number, else within 8 % of it); linear if not set",
+    )
     missing: float = Field(
         default=0.0, ge=0, lt=1, description="share of values left out (their share of the score is 0)"
     )
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "PlantedField":
+        if self.waves is not None and self.cardinality is not None:
+            raise ValueError("'waves' is for numeric fields, 'cardinality' for categorical ones: give one of them")
+        return self
 
 
 class PlantedInteraction(_Settings):
@@ -100,7 +112,23 @@ class PlantedInteraction(_Settings):
 
     fields: list[str] = Field(min_length=2, max_length=3, description="a pair or a triple of fields")
     rank: int = Field(default=4, ge=1, description="length of the hidden vectors")
-    strength: float = Field(default=1.0, gt=0, description="standard deviation of its share of the score")
+    strength: float = Field(
+        default=1.0,
+        description="standard deviation of its share of the score; negative: the share with its sign turned",
+    )
+    vectors: str | None = Field(
+        default=None,
+        description="a name: interactions of the same name share one hidden vector per value of a field, so that the"
+        " signs of `strength` can contradict each other (+ab, +ac, -bc); vectors of its own if not set",
+    )
+
+    @model_validator(mode="after")
+    def _adds_something(self) -> "PlantedInteraction":
+        if self.strength == 0:
+            raise ValueError("'strength' must not be 0: leave the interaction out")
+        if len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"interaction {self.fields}: a field stands there twice; name different fields")
+        return self
 
 
 class PlantedSpec(_Settings):
@@ -123,7 +151,18 @@ class PlantedSpec(_Settings):
             for name in interaction.fields:
                 if name not in self.fields:
                     raise ValueError(f"interaction {interaction.fields}: there is no field {name!r} in 'fields'")
+        self._check_shared_vectors()
         return self
+
+    def _check_shared_vectors(self) -> None:
+        firsts: dict[str, PlantedInteraction] = {}
+        for interaction in self.interactions:
+            if interaction.vectors is None:
+                continue
+            first = firsts.setdefault(interaction.vectors, interaction)
+            if first.rank != interaction.rank:
+                both = f"{first.fields} (rank {first.rank}) and {interaction.fields} (rank {interaction.rank})"
+                raise ValueError(f"interactions {both} share the vectors {interaction.vectors!r}: give both one rank")
 
 
 class DatasetSpec(_Settings):

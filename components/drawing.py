@@ -56,9 +56,8 @@ def draw(architecture: Architecture) -> str:
     labels = "".join(_edge_label(source, box, label) for box in boxes for source, label in box.sources if label)
     return (
         f'<svg class="drawing" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'style="max-width:{width:.0f}px;min-width:{0.75 * width:.0f}px" role="img" '
-        f'aria-labelledby="drawing-title drawing-text"><title id="drawing-title">Architecture</title>'
-        f'<desc id="drawing-text">{escape(describe(live))}</desc>{edges}{drawn}{labels}</svg>'
+        f'style="max-width:{width:.0f}px;min-width:{0.75 * width:.0f}px" role="img"'
+        f"><title>Architecture</title><desc>{escape(describe(live))}</desc>{edges}{drawn}{labels}</svg>"
     )
 
 
@@ -191,7 +190,7 @@ def _setting_words(name: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {inner}" for key, inner in value.items())
     if isinstance(value, list):
-        return f"{len(value)} {name}"
+        return f"{len(value)} kept" if name == "keep" else f"{len(value)} {name}"
     return f"{name.replace('_', ' ')} {value}"
 
 

@@ -1,4 +1,7 @@
-"""Two plots as inline SVG: the search history, and quality against size. Colours come from the page's style sheet."""
+"""Plots as inline SVG: the search history, quality against size, and the heatmaps and curves of a search method.
+
+Colours come from the page's style sheet (`components/report.css`).
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,6 +11,18 @@ from html import escape
 WIDTH, HEIGHT = 540, 330
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 46
 COLOURS = 8
+
+MOST_NUMBERED, MOST_NUMBERED_ROWS, MOST_DIGITS = 12, 40, 6
+"""With more columns, rows or letters than this, the cells of a heatmap have no room for their numbers."""
+NUMBERED_CELL, BARE_CELL = (40, 20), (16, 16)
+MOST_WIDTH, MOST_HEIGHT = 960, 900
+"""Pixels that all cells of a heatmap may take together; cells shrink to fit."""
+CELLS_TOP, NARROWEST = 58, 420
+LETTER, LINE, MOST_LETTERS = 6.6, 14, 22
+SLANT = 60
+FAINTEST, STRONG = 0.12, 0.7
+"""Opacity of a cell just above or below 0, and from where on its number is written in the page's light on it."""
+SWATCHES, SCALE_END = 24, 190
 
 
 @dataclass(frozen=True)
@@ -166,6 +181,210 @@ def _free(place: tuple[float, float, float], taken: Sequence[tuple[float, float,
     return all(right < x1 or left > x2 or bottom < y1 or top > y2 for x1, y1, x2, y2 in taken)
 
 
+# ---- what a search method shows -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Where the cells of a heatmap lie, and how a value looks. The axes count columns and rows from 0."""
+
+    x: Axis
+    y: Axis
+    low: float
+    high: float
+    decimals: int | None
+    """Of the numbers in the cells; None where there is no room for numbers."""
+
+    @property
+    def size(self) -> tuple[float, float]:
+        return self.x.at(1) - self.x.at(0), self.y.at(1) - self.y.at(0)
+
+    def strength(self, value: float) -> float:
+        """The opacity of a cell."""
+        return FAINTEST + (1 - FAINTEST) * abs(value) / max(self.high, -self.low) if value else 0.0
+
+    def draw(self, x: float, y: float, size: tuple[float, float], value: float) -> str:
+        """A cell by its upper left corner. Exactly 0 has a look of its own: closed is not the same as small."""
+        look = "above" if value > 0 else "below" if value < 0 else "zero"
+        box = f'x="{x:.1f}" y="{y:.1f}" width="{size[0]:.1f}" height="{size[1]:.1f}"'
+        return f'<rect class="cell {look}" fill-opacity="{self.strength(value):.2f}" {box}/>'
+
+    def text(self, x: float, y: float, value: float) -> str:
+        """What is printed in the middle of a cell: its number, or a dot in a closed one that has no room for it."""
+        text = "" if value else "·"
+        if self.decimals is not None:
+            text = f"{value:.{self.decimals}f}" if value else "0"
+        look = "number strong" if self.strength(value) > STRONG else "number"
+        return f'<text class="{look}" x="{x:.1f}" y="{y + 4:.1f}">{text}</text>' if text else ""
+
+
+def heatmap(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    row_name: str = "",
+    column_name: str = "",
+) -> str:
+    """`values[row][column]` as tinted cells, in two colours where some are negative; None stays blank."""
+    if not rows or not columns:
+        return ""
+    lines = [_finite(line) for line in values]
+    cells = _cells(rows, columns, [value for line in lines for value in line if value is not None])
+    drawn = [
+        _cell(cells, row, column, value, f"{rows[row]} × {columns[column]}: {value:.5g}")
+        for row, line in enumerate(lines)
+        for column, value in enumerate(line)
+        if value is not None
+    ]
+    zeros, blanks = (sum(line.count(kind) for line in lines) for kind in (0, None))
+    labels, bottom = _column_labels(columns, cells)
+    labels += _row_labels(rows, cells) + _axis_name(4, CELLS_TOP - 10, row_name, "start")
+    labels += _axis_name((cells.x.start + cells.x.end) / 2, bottom + 22, column_name, "middle")
+    text = f"{len(rows)} × {len(columns)} values from {cells.low:.5g} to {cells.high:.5g}, {zeros} of them exactly 0."
+    size = (max(cells.x.end + 8, NARROWEST), bottom + 28)
+    style = f' style="max-width:{size[0]:.0f}px;min-width:{0.75 * size[0]:.0f}px"'
+    return _figure(text, _scale(cells, bool(zeros), bool(blanks)) + labels + "".join(drawn), size, style)
+
+
+def _finite(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+def _cells(rows: Sequence[str], columns: Sequence[str], values: Sequence[float]) -> _Cells:
+    low, high = min([0.0, *values]), max([0.0, *values])
+    decimals = 0 if all(value == round(value) for value in values) else 2
+    letters = max(len(f"{end:.{decimals}f}") for end in (low, high))
+    numbered = len(columns) <= MOST_NUMBERED and len(rows) <= MOST_NUMBERED_ROWS and letters <= MOST_DIGITS
+    width, height = NUMBERED_CELL if numbered else BARE_CELL
+    left = 14 + LETTER * max(_longest(rows), _longest(columns) * math.cos(math.radians(SLANT)))
+    x = Axis(0, len(columns), left, left + min(width * len(columns), MOST_WIDTH))
+    y = Axis(0, len(rows), CELLS_TOP, CELLS_TOP + min(height * len(rows), MOST_HEIGHT))
+    return _Cells(x, y, low, high, decimals if numbered else None)
+
+
+def _cell(cells: _Cells, row: int, column: int, value: float, hint: str) -> str:
+    drawn = cells.draw(cells.x.at(column), cells.y.at(row), cells.size, value)
+    drawn += cells.text(cells.x.at(column + 0.5), cells.y.at(row + 0.5), value)
+    return f"<g><title>{escape(hint)}</title>{drawn}</g>"
+
+
+def _row_labels(rows: Sequence[str], cells: _Cells) -> str:
+    places = [(cells.x.start - 6, cells.y.at(row + 0.5) + 4) for row in range(len(rows))]
+    return _labels(rows, places, cells.size[1], "end")
+
+
+def _column_labels(columns: Sequence[str], cells: _Cells) -> tuple[str, float]:
+    """The labels, slanted if they have no room side by side, and where they end."""
+    middles, top = [cells.x.at(column + 0.5) for column in range(len(columns))], cells.y.end + LINE
+    width = LETTER * _longest(columns)
+    if width < cells.size[0]:
+        return _labels(columns, [(x, top) for x in middles], cells.size[0], "middle"), top
+    labels = _labels(columns, [(x + 4, top - 2) for x in middles], cells.size[0], "end", slant=SLANT)
+    return labels, top + width * math.sin(math.radians(SLANT))
+
+
+def _labels(
+    names: Sequence[str], places: Sequence[tuple[float, float]], pitch: float, anchor: str, slant: int = 0
+) -> str:
+    """One name for each place, or for every so many if a line of text is higher than the cells."""
+    texts = []
+    for name, (x, y) in list(zip(names, places, strict=True))[:: math.ceil(LINE / pitch)]:
+        turn = f' transform="rotate(-{slant} {x:.1f} {y:.1f})"' if slant else ""
+        short = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+        texts.append(f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{escape(short)}</text>')
+    return "".join(texts)
+
+
+def _longest(names: Sequence[str]) -> int:
+    return max(min(len(name), MOST_LETTERS) for name in names)
+
+
+def _scale(cells: _Cells, zeros: bool, blanks: bool) -> str:
+    """What the tints mean: swatches from the least value to the greatest, exactly 0, and blank cells."""
+    parts, at = [], 4.0
+    if cells.low < cells.high:
+        axis = Axis(cells.low, cells.high, at, SCALE_END)
+        step = (cells.high - cells.low) / SWATCHES
+        size = ((SCALE_END - at) / SWATCHES, 10)
+        lefts = [cells.low + step * k for k in range(SWATCHES)]
+        parts += [cells.draw(axis.at(left), 4, size, left + step / 2) for left in lefts]
+        parts += [_scale_mark(axis, value) for value in _scale_values(axis)]
+        at = SCALE_END + 26
+    if zeros:
+        parts.append(cells.draw(at, 1, BARE_CELL, 0.0))
+        parts.append(cells.text(at + 8, 9, 0.0))
+        parts.append(f'<text class="tick" x="{at + 22}" y="13">exactly 0</text>')
+        at += 90
+    if blanks:
+        parts.append(f'<text class="tick" x="{at}" y="13">blank: no value</text>')
+    return "".join(parts)
+
+
+def _scale_values(axis: Axis) -> list[float]:
+    """Both ends, and 0 where it is not too close to one of them."""
+    inside = [0.0] if min(axis.at(0) - axis.start, axis.end - axis.at(0)) > 40 else []
+    return [axis.low, *inside, axis.high]
+
+
+def _scale_mark(axis: Axis, value: float) -> str:
+    anchor = {axis.low: "start", axis.high: "end"}.get(value, "middle")
+    return f'<text class="tick" x="{axis.at(value):.1f}" y="28" text-anchor="{anchor}">{value:.3g}</text>'
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve; None where it has no value."""
+
+    name: str
+    values: Sequence[float | None]
+
+    @property
+    def known(self) -> list[float]:
+        """The values that it has, in order."""
+        return [value for value in _finite(self.values) if value is not None]
+
+
+def curves(x_values: Sequence[float], series: Sequence[Series], x_name: str, y_name: str) -> str:
+    """Each series as a line: in its own colour while there are colours, else coloured by whether it ends at 0."""
+    drawn = [one for one in series if one.known]
+    if not drawn:
+        return ""
+    y = Axis(*_span([value for one in drawn for value in one.known]), HEIGHT - BOTTOM, TOP)
+    x = Axis(*_span(x_values, 0.01), LEFT, WIDTH - RIGHT)
+    groups = _groups(drawn)
+    lines = [
+        _line(x_values, one, x, y, f"c{index}{'' if len(drawn) <= COLOURS else ' thin'}")
+        for index, (_, group) in reversed(list(enumerate(groups)))  # the first group on top
+        for one in group
+    ]
+    x_text = _whole if all(value == round(value) for value in x_values) else _digits(x)
+    frame = _frame(x, y, x_name, y_name, x_text, _digits(y))
+    text = f"{y_name} by {x_name}, {len(drawn)} curves."
+    return _figure(text, frame + "".join(lines)) + legend([name for name, _ in groups])
+
+
+def _groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
+    """The series by what the legend says of their colour."""
+    if len(series) <= COLOURS:
+        return [(one.name, [one]) for one in series]
+    ended = [one for one in series if one.known[-1] == 0]
+    others = [one for one in series if one.known[-1] != 0]
+    return [(f"does not end at 0 ({len(others)})", others), (f"ends at exactly 0 ({len(ended)})", ended)]
+
+
+def _line(x_values: Sequence[float], series: Series, x: Axis, y: Axis, colour: str) -> str:
+    path, pen = "", "M"
+    for at, value in zip(x_values, _finite(series.values), strict=True):
+        if value is not None:
+            path += f"{pen}{x.at(at):.1f} {y.at(value):.1f}{'h0' if pen == 'M' else ''}"  # h0: alone it is a dot
+        pen = "M" if value is None else "L"
+    hint = f"{series.name}: ends at {series.known[-1]:.5g}"
+    return f'<path class="curve {colour}" d="{path}"><title>{escape(hint)}</title></path>'
+
+
+# ---- marks and frames -----------------------------------------------------------------------------------------------
+
+
 def _dot(x: float, y: float, colour: str, hint: str) -> str:
     return f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="4.5"><title>{escape(hint)}</title></circle>'
 
@@ -185,13 +404,16 @@ def _frame(
         )
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis-name" x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>')
-    parts.append(f'<text class="axis-name" x="4" y="14">{escape(y_name)}</text>')
-    return "".join(parts)
+    return "".join(parts) + _axis_name(middle, HEIGHT - 8, x_name, "middle") + _axis_name(4, 14, y_name, "start")
 
 
-def _figure(text: str, content: str) -> str:
-    return f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(text)}</title>{content}</svg>'
+def _axis_name(x: float, y: float, name: str, anchor: str) -> str:
+    return f'<text class="axis-name" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+
+
+def _figure(text: str, content: str, size: tuple[float, float] = (WIDTH, HEIGHT), style: str = "") -> str:
+    box = f'viewBox="0 0 {size[0]:.0f} {size[1]:.0f}"{style}'
+    return f'<svg class="plot" {box} role="img"><title>{escape(text)}</title>{content}</svg>'
 
 
 def legend(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 
 from components import drawing, plots
 from trainer.architecture import Architecture
+from trainer.shapes import Counts, count
 
 Facts = Mapping[str, Any]
 
@@ -28,6 +29,7 @@ def page(facts: Facts) -> str:
             _tiles(facts),
             _leaderboard(facts),
             f'<div class="plots">{_history(facts)}{_quality(facts)}</div>',
+            _seen(facts),
             _architecture(facts),
             _data(facts),
             _settings(facts),
@@ -228,12 +230,128 @@ def _quality(facts: Facts) -> str:
     )
 
 
+# ---- what the search saw --------------------------------------------------------------------------------------------
+
+
+def _seen(facts: Facts) -> str:
+    """The figures of a method that has some, and what it found, unless that is shown as the champion."""
+    search, found = facts["search"], _found(facts)
+    loser = found if found is not None and found["name"] != facts["champion"] else None
+    figures = [*search.get("figures", ()), *(loser.get("figures", ()) if loser else ())]
+    if not figures and not (loser and search.get("backbone")):
+        return ""
+    whose = f" that found {escape(found['name'])}" if found else ""
+    drawings = f"<h3>The architecture it found: {escape(loser['name'])}</h3>{_drawings(facts, loser)}" if loser else ""
+    return (
+        f"<section><h2>What the search saw</h2><p>Figures from the {escape(search['method'])} search{whose}.</p>"
+        f"{_figures(figures)}{drawings}</section>"
+    )
+
+
+def _figures(figures: Iterable[Facts]) -> str:
+    shown = {"heatmap": _heatmap, "curves": _curves, "table": _table}
+    items = [_captioned(figure["title"], figure["note"], shown[figure["kind"]](figure)) for figure in figures]
+    return f'<div class="figures">{"".join(items)}</div>' if items else ""
+
+
+def _captioned(title: str, note: str, content: str) -> str:
+    return f"<figure><figcaption><h3>{escape(title)}</h3>{escape(note)}</figcaption>{content}</figure>"
+
+
+def _heatmap(figure: Facts) -> str:
+    names = figure.get("row_name", ""), figure.get("column_name", "")
+    picture = plots.heatmap(figure["rows"], figure["columns"], figure["values"], *names)
+    lines = [[name, *line] for name, line in zip(figure["rows"], figure["values"], strict=True)]
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(figure["title"])}">{picture}</div>'
+        f"<details><summary>As a table</summary>{_grid([names[0], *figure['columns']], lines)}</details>"
+    )
+
+
+def _curves(figure: Facts) -> str:
+    series = [plots.Series(one["name"], one["values"]) for one in figure["series"]]
+    ends = [[one.name, *_ends(one.known)] for one in series]
+    return (
+        f"{plots.curves(figure['x'], series, figure['x_name'], figure['y_name'])}"
+        "<details><summary>Where each curve starts and ends, as a table</summary>"
+        f"{_grid(['curve', 'first', 'last', 'least', 'greatest'], ends)}</details>"
+    )
+
+
+def _ends(values: Sequence[float]) -> Sequence[float | None]:
+    return (values[0], values[-1], min(values), max(values)) if values else [None] * 4
+
+
+def _table(figure: Facts) -> str:
+    return _grid(figure["columns"], figure["rows"])
+
+
+def _grid(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table to sort by a click on a heading; the first column names the rows, others with words are set left."""
+    kinds = ["text" if any(isinstance(row[place], str) for row in rows) else "" for place in range(len(columns))]
+    heads = "".join(
+        f'<th scope="col" class="{kind}"><button type="button">{escape(name)}</button></th>'
+        for name, kind in zip(columns, kinds, strict=True)
+    )
+    lines = "".join(f"<tr>{_grid_row(row, kinds)}</tr>" for row in rows)
+    return (
+        '<div class="scroll tall" tabindex="0" role="group" aria-label="table"><table class="sortable"><thead>'
+        f"<tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _grid_row(row: Sequence[str | float | None], kinds: Sequence[str]) -> str:
+    cells = [(kind, *_sortable(value)) for value, kind in zip(row, kinds, strict=True)]
+    (kind, order, text), *others = cells
+    head = f'<th scope="row" class="{kind}" data-value="{order}">{text}</th>'
+    return head + "".join(f'<td class="{kind}" data-value="{order}">{text}</td>' for kind, order, text in others)
+
+
+def _sortable(value: str | float | None) -> tuple[str, str]:
+    """What report.js sorts by, with what is missing behind all numbers, and what is shown."""
+    if isinstance(value, str):
+        return escape(value), escape(value)
+    if value is None or not math.isfinite(value):
+        return "Infinity", "–"
+    return f"{value:.9g}", format(value, ",") if isinstance(value, int) else _number(value)
+
+
+# ---- drawings -------------------------------------------------------------------------------------------------------
+
+
+def _drawings(facts: Facts, entry: Facts) -> str:
+    """The architecture of a model, next to its backbone if the search derived it from one."""
+    derived = Architecture.from_dict(entry["architecture"])
+    given = facts["search"].get("backbone")
+    if not given or _found(facts) is not entry:
+        return _drawing(derived)
+    backbone = Architecture.from_dict(given)
+    drawings = _captioned("The backbone", "The hand-made model that the search starts from.", _drawing(backbone))
+    drawings += _captioned("What was derived", f"{entry['name']}, as it was trained anew.", _drawing(derived))
+    return f'<p>{_change(count(backbone), count(derived))}</p><div class="figures">{drawings}</div>'
+
+
+def _change(before: Counts, after: Counts) -> str:
+    share = 100 * (after.total / before.total - 1)
+    return (
+        f"The search derived it from a backbone: {before.total:,} parameters before, {after.total:,} after "
+        f"({share:+.1f}\u00a0%); {before.flops:,} multiply-adds per row before, {after.flops:,} after."
+    )
+
+
+def _drawing(architecture: Architecture) -> str:
+    return (
+        '<div class="scroll" tabindex="0" role="group" aria-label="drawing of the architecture">'
+        f"{drawing.draw(architecture)}</div>"
+        f"<details><summary>In words</summary><p>{escape(drawing.describe(architecture))}</p></details>"
+    )
+
+
 # ---- the champion ---------------------------------------------------------------------------------------------------
 
 
 def _architecture(facts: Facts) -> str:
     champion = _champion(facts)
-    architecture = Architecture.from_dict(champion["architecture"])
     training = "".join(
         f'<tr><th scope="row" class="text">{escape(name.replace("_", " "))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in champion["training"].items()
@@ -242,9 +360,7 @@ def _architecture(facts: Facts) -> str:
         f"<section><h2>The champion’s architecture: {escape(champion['name'])}</h2>"
         f"<p>From left to right: fields, the views that encode them, nodes, and the head. Sizes are per row. "
         f"{_parameters(champion['parameters'])}.</p>"
-        f'<div class="scroll" tabindex="0" role="group" aria-label="drawing of the architecture">'
-        f"{drawing.draw(architecture)}</div>"
-        f"<details><summary>In words</summary><p>{escape(drawing.describe(architecture))}</p></details>"
+        f"{_drawings(facts, champion)}{_figures(champion.get('figures', ()))}"
         f"<details><summary>How it was trained</summary><table><tbody>{training}</tbody></table></details>"
         f"<details><summary>As a description file</summary><pre>{_yaml(champion['architecture'])}</pre></details>"
         "</section>"
@@ -301,8 +417,12 @@ def _settings(facts: Facts) -> str:
 
 
 def _champion(facts: Facts) -> Facts:
-    found: Facts = next(entry for entry in facts["leaderboard"] if entry["name"] == facts["champion"])
-    return found
+    return next(entry for entry in facts["leaderboard"] if entry["name"] == facts["champion"])
+
+
+def _found(facts: Facts) -> Facts | None:
+    """The model that the figures of the search belong to."""
+    return next((entry for entry in facts["leaderboard"] if entry["name"] == facts["search"].get("found")), None)
 
 
 def _size(entry: Facts) -> int:

@@ -22,12 +22,12 @@ from components.tracking import Tracker
 from trainer import zoo
 from trainer.candidate import candidate_space
 from trainer.errors import UserError
-from trainer.methods import METHODS
+from trainer.methods.table import METHODS
 from trainer.metrics import MAIN
 from trainer.schema import DatasetSchema
 from trainer.search import run_studies
 from trainer.shapes import count
-from trainer.study import Study, Trial, TrialRecord
+from trainer.study import Study, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Outcome, discard
 
@@ -68,20 +68,24 @@ class _Watcher:
         self.progress()
 
     def on_epoch(self, name: str, epoch: Epoch) -> None:
-        self.tracker.log_epoch(name, epoch.epoch, {"train_loss": epoch.train_loss, **epoch.valid})
+        prefix = "supernet_" if epoch.stage == "supernet" else ""
+        metrics = {"train_loss": epoch.train_loss, **epoch.valid}
+        self.tracker.log_epoch(name, epoch.epoch, {f"{prefix}{key}": value for key, value in metrics.items()})
 
-    def on_end(self, name: str, study: Study, trial: Trial, outcome: Outcome, best: bool) -> None:
+    def on_end(self, study: Study, trial: TrialRecord, outcome: Outcome, best: bool) -> None:
+        name = f"{study.name}-{trial.number}"
+        supernet = {f"supernet_{key}": outcome.found[key] for key in ("seconds", "samples")} if outcome.found else {}
         self.tracker.log_trial(
             name,
             params=trial.params,
-            metrics={**outcome.valid, "seconds": outcome.seconds, "samples": outcome.samples},
-            tags={"architecture": trial.candidate.architecture.hash, "stopped": outcome.stopped},
+            metrics={**outcome.valid, "seconds": outcome.seconds, "samples": outcome.samples, **supernet},
+            tags={"architecture": trial.found.architecture.hash, "stopped": outcome.stopped},
             status="FINISHED" if outcome.error is None else "FAILED",
         )
         if outcome.error is not None:
             self.emit("note", text=f"trial {name} gave no model: {outcome.error}")
-        elif best and outcome.value is not None:
-            text = summary(trial.candidate, trial=trial.number, metric=self.metric, value=outcome.value)
+        elif best and trial.value is not None:
+            text = summary(trial.found, trial=trial.number, metric=self.metric, value=trial.value)
             self.emit("best", study=study.name, text=f"{study.name}: a new best\n{text}")
         self.progress()
 
@@ -107,8 +111,8 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: 
     folder = output / "studies"
     folder.mkdir(exist_ok=True)
 
-    def study(name: str, template: dict[str, Any], trials: int) -> Study:
-        space = candidate_space(template, train.settings(), spec.tune)
+    def study(name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None) -> Study:
+        space = candidate_space(template, train.settings(), spec.tune, supernet)
         return Study(
             folder / f"{name}.journal",
             name,
@@ -122,8 +126,9 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: 
 
     studies = []
     if spec.method != "none":
-        template = METHODS[spec.method].space(schema, getattr(spec, spec.method))
-        studies.append(study(spec.method, template, spec.trials))
+        method, settings = METHODS[spec.method], getattr(spec, spec.method)
+        supernet = method.plan(settings) if method.plan else None
+        studies.append(study(spec.method, method.space(schema, settings), spec.trials, supernet))
     for baseline in train.baselines:
         studies.append(study(baseline.name, zoo.template(baseline.name, schema), baseline.trials or spec.trials))
     if not studies:
@@ -142,8 +147,9 @@ def _chosen(study: Study, spec: SearchSpec, train: TrainSpec) -> Iterator[dict[s
         yield {
             "name": f"{study.name}-{rank}" if found else study.name,
             "origin": "found" if found else BASELINE,
-            **record.candidate.model_dump(mode="json", by_alias=True),
-            "hash": record.candidate.hash,
+            "architecture": record.found.architecture.to_dict(),
+            "training": record.found.training.model_dump(mode="json"),
+            "hash": record.found.hash,
             "params": record.params,
             "search": {**_cost(study), "value": record.value, "number": record.number},
         }
@@ -156,7 +162,13 @@ def _cost(study: Study) -> dict[str, float]:
 
 
 def _facts(study: Study, spec: SearchSpec) -> dict[str, Any]:
-    return {"method": spec.method, "sampler": spec.sampler, **_cost(study)}
+    facts: dict[str, Any] = {"method": spec.method, "sampler": spec.sampler, **_cost(study)}
+    best = study.best()
+    if best and best[0].candidate.supernet is not None:
+        facts["found"] = f"{study.name}-1"
+        facts["backbone"] = best[0].candidate.architecture.to_dict()
+        facts["figures"] = best[0].attrs["found"]["figures"]
+    return facts
 
 
 def _trials(studies: list[Study]) -> pl.DataFrame:
@@ -166,13 +178,13 @@ def _trials(studies: list[Study]) -> pl.DataFrame:
 
 
 def _row(study: Study, record: TrialRecord) -> dict[str, Any]:
-    counts = count(record.candidate.architecture)
+    counts = count(record.found.architecture)
     return {
         "study": study.name,
         "number": record.number,
         "state": record.state,
         "value": record.value,
-        "hash": record.candidate.hash,
+        "hash": record.found.hash,
         "tables": counts.tables,
         "lifts": counts.lifts,
         "dense": counts.dense,

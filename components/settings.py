@@ -7,10 +7,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from trainer.methods.settings import AutoRecSettings
+from trainer.methods.settings import (
+    AutoDimSettings,
+    AutoDisSettings,
+    AutoFISSettings,
+    AutoGroupSettings,
+    AutoRecSettings,
+    FieldDimsSettings,
+    MDESettings,
+)
 from trainer.settings import TrainSettings, TuneSettings
 
-Method = Literal["autorec", "none"]
+Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "field_dims", "mde", "none"]
 Sampler = Literal["random", "greedy", "bayesian"]
 Metric = Literal["auc", "logloss", "mse", "rmse"]
 
@@ -28,6 +36,14 @@ class SearchSpec(BaseModel):
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
     tune: TuneSettings = Field(default=TuneSettings(), description="training settings tried beside the architecture")
     autorec: AutoRecSettings = Field(default=AutoRecSettings(), description="search space of the method autorec")
+    autofis: AutoFISSettings = Field(default=AutoFISSettings(), description="the method autofis: pairs of fields")
+    autodim: AutoDimSettings = Field(default=AutoDimSettings(), description="the method autodim: widths by gradient")
+    autodis: AutoDisSettings = Field(default=AutoDisSettings(), description="the method autodis: numeric fields")
+    autogroup: AutoGroupSettings = Field(default=AutoGroupSettings(), description="the method autogroup: groups")
+    field_dims: FieldDimsSettings = Field(
+        default=FieldDimsSettings(), description="the method field_dims: drawn widths"
+    )
+    mde: MDESettings = Field(default=MDESettings(), description="the method mde: widths by a power law")
 
 
 class Baseline(BaseModel):

@@ -15,6 +15,7 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import Problem, SpecError, explain, suggest
 from trainer import zoo
+from trainer.methods.settings import BackboneSettings
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -111,7 +112,22 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
     if spec.search.method != "none" and spec.train.candidates > spec.search.trials:
         message = f"{spec.train.candidates} candidates cannot come out of search.trials: {spec.search.trials}"
         problems.append(Problem(("spec", "train", "candidates"), message))
-    return problems + _wrong_baselines(spec)
+    return problems + _wrong_backbone(spec) + _wrong_baselines(spec)
+
+
+def _wrong_backbone(spec: PipelineSpec) -> list[Problem]:
+    """A method that opens a hand-made model needs one that has the part in question."""
+    method = spec.search.method
+    settings = getattr(spec.search, method, None)
+    if not isinstance(settings, BackboneSettings):
+        return []
+    fitting = [name for name in zoo.names() if settings.opens(zoo.parts(name))]
+    if settings.backbone in fitting:
+        return []
+    known = settings.backbone in zoo.names()
+    what = f"{method} finds nothing to open in {settings.backbone}" if known else f"no model {settings.backbone!r}"
+    path = ("spec", "search", method, "backbone")
+    return [Problem(path, f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:

@@ -22,13 +22,15 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from trainer.errors import UserError
 from trainer.schema import DatasetSchema, FieldKind, Task
 
 Align = Literal["lift", "min", "pad"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "identity"]
+BucketRule = Literal["equal_width", "equal_frequency", "logarithm", "tree"]
+Sets = tuple[tuple[str, ...], ...]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
@@ -71,6 +73,40 @@ class RawEncoder(_Data):
     kind: Literal["raw"] = "raw"
 
 
+class BinsEncoder(_Data):
+    """Numeric: soft bins with a learned vector each (AutoDis, Guo 2021); a missing value has a vector of its own.
+
+    The value, mapped from `range` to [0, 1], gives `bins` logits h -> W h + skip * h + c, h = LeakyReLU(w x + b); their
+    softmax at `temperature` weighs the bins' vectors. `adaptive`: the temperature is `temperature` plus or minus at
+    most this, by a small network of the value. `aggregation`: the weighted average of all vectors, the vector of the
+    greatest weight, or the plain sum of the `top` greatest. `bias: false` leaves out b and c, as version 2 of the paper
+    has it; its logits are then proportional to a value of one sign, so that the order of the bins never changes.
+    """
+
+    kind: Literal["bins"] = "bins"
+    dim: PositiveInt
+    bins: PositiveInt = 20
+    temperature: PositiveFloat = 1.0
+    adaptive: PositiveFloat | None = None
+    skip: float = 0.5
+    bias: bool = True
+    aggregation: Literal["average", "max", "top"] = "average"
+    top: PositiveInt = 3
+    range: tuple[float, float] = (0.0, 1.0)
+
+
+class BucketsEncoder(_Data):
+    """Numeric: a learned vector per bucket between fixed `boundaries`, and one for a missing value if there are any.
+
+    A value equal to a boundary belongs below it. `rule` says how the boundaries were found in the training rows.
+    """
+
+    kind: Literal["buckets"] = "buckets"
+    dim: PositiveInt
+    rule: BucketRule
+    boundaries: tuple[float, ...] = Field(min_length=1)
+
+
 class ShareEncoder(_Data):
     """Sequence: the table that the field it is `of` has in another view."""
 
@@ -86,7 +122,8 @@ class PairsTableEncoder(_Data):
 
 
 Encoder = Annotated[
-    TableEncoder | ScaleEncoder | RawEncoder | ShareEncoder | PairsTableEncoder, Field(discriminator="kind")
+    TableEncoder | ScaleEncoder | RawEncoder | BinsEncoder | BucketsEncoder | ShareEncoder | PairsTableEncoder,
+    Field(discriminator="kind"),
 ]
 
 
@@ -154,14 +191,40 @@ class Pairs(_FieldsOp):
     """Weighted products of pairs of fields.
 
     `keep` lists pairs by field name (or by node id). `weight`: one, a learned scalar per pair (FwFM, Pan 2018), or
-    attention. `out`: `sum` of the inner products, V(1); `vector`, the sum of the elementwise products, V(d);
-    `linear`, that vector through a bias-free linear map, V(1).
+    attention. `norm`: batch normalisation of each inner product before its weight, without learned scale and shift
+    (AutoFIS, Liu 2020). `out`: `sum` of the inner products, V(1); `each` of them, V(pairs); `vector`, the sum of the
+    elementwise products, V(d); `linear`, that vector through a bias-free linear map, V(1).
     """
 
     op: Literal["pairs"] = "pairs"
     keep: Literal["all"] | tuple[tuple[str, str], ...] = "all"
     weight: Literal["one", "scalar"] | Attention = "one"
-    out: Literal["sum", "linear", "vector"] = "sum"
+    norm: Literal["none", "batch"] = "none"
+    out: Literal["sum", "each", "linear", "vector"] = "sum"
+
+
+class Triples(_FieldsOp):
+    """Weighted products of three fields, each summed over its coordinates; settings as in `Pairs` (AutoFIS)."""
+
+    op: Literal["triples"] = "triples"
+    keep: Literal["all"] | tuple[tuple[str, str, str], ...] = "all"
+    weight: Literal["one", "scalar"] = "one"
+    norm: Literal["none", "batch"] = "none"
+    out: Literal["sum", "each"] = "sum"
+
+
+class Groups(_FieldsOp):
+    """Interactions of `order` p within sets of fields, listed by name (AutoGroup, Liu 2020).
+
+    A set's vector is g = sum of w_i x_i over its fields, every w learned. p = 1: all g, V(sets * d). Else the sum over
+    coordinates of g^p - sum of (w_i x_i)^p, V(sets): all ordered p-tuples of its fields that are not p times one field.
+    `norm`: batch normalisation of each coordinate of each field first, without learned scale and shift.
+    """
+
+    op: Literal["groups"] = "groups"
+    order: Literal[1, 2, 3]
+    sets: Sets = Field(min_length=1)
+    norm: Literal["none", "batch"] = "none"
 
 
 class FFM(_Op):
@@ -256,6 +319,8 @@ Node = Annotated[
     | Elementwise
     | FM
     | Pairs
+    | Triples
+    | Groups
     | FFM
     | Dot
     | Cross
@@ -268,7 +333,7 @@ Node = Annotated[
     | TargetAttention,
     Field(discriminator="op"),
 ]
-FieldsNode = Inner | Elementwise | FM | Pairs | Dot | MHA
+FieldsNode = Inner | Elementwise | FM | Pairs | Triples | Groups | Dot | MHA
 """Ops that collect fields and may align their widths."""
 
 
@@ -374,7 +439,7 @@ def _check_references(architecture: Architecture) -> None:
 
 _ENCODERS_OF_KIND: dict[FieldKind, tuple[type[_Data], ...]] = {
     "categorical": (TableEncoder, PairsTableEncoder),
-    "numeric": (ScaleEncoder, RawEncoder, PairsTableEncoder),
+    "numeric": (ScaleEncoder, RawEncoder, BinsEncoder, BucketsEncoder, PairsTableEncoder),
     "sequence": (TableEncoder, ShareEncoder),
 }
 
@@ -449,7 +514,7 @@ def _field_aware(view: View) -> bool:
 
 # ---- canonical form -------------------------------------------------------------------------------------------------
 
-_COMMUTATIVE = (Inner, Elementwise, FM, Pairs, FFM, MLP)
+_COMMUTATIVE = (Inner, Elementwise, FM, Pairs, Triples, Groups, FFM, MLP)
 """Ops whose inputs may be swapped: the result is the same, or a first linear map takes up the order."""
 
 
@@ -476,8 +541,8 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
         # Field names and node ids both may label a pair: the latter are renamed like references.
         body = _without_names(node)
         body["in"] = [renamed(ref) for ref in refs]
-        if isinstance(node, Pairs) and node.keep != "all":
-            body["keep"] = sorted(sorted(numbers.get(end, end) for end in pair) for pair in node.keep)
+        if (sets := named_sets(node)) is not None:
+            body["sets"] = sorted(sorted(numbers.get(name, name) for name in one) for one in sets)
         return body
 
     def view_body(view: View) -> dict[str, Any]:
@@ -500,8 +565,15 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
     }
 
 
+def named_sets(node: Any) -> Sets | None:
+    """The sets of fields that a node lists by name; None where it takes all or has none."""
+    sets: Literal["all"] | Sets | None = node.sets if isinstance(node, Groups) else getattr(node, "keep", None)
+    return None if sets == "all" else sets
+
+
 def _without_names(node: Any) -> dict[str, Any]:
-    body: dict[str, Any] = node.model_dump(mode="json", by_alias=True, exclude={"id", "inputs"})
+    hidden = {"id", "inputs"} | ({"sets", "keep"} if named_sets(node) is not None else set())
+    body: dict[str, Any] = node.model_dump(mode="json", by_alias=True, exclude=hidden)
     return body
 
 
@@ -518,7 +590,7 @@ def _contents(architecture: Architecture) -> dict[str, str]:
     for node in architecture.nodes:
         inputs = [texts[ref] for ref in node.inputs]
         inputs = sorted(inputs) if isinstance(node, _COMMUTATIVE) else inputs
-        body = json.dumps([{**_without_names(node), "keep": None}, inputs], sort_keys=True)
+        body = json.dumps([_without_names(node), inputs], sort_keys=True)
         texts[node.id] = _digest(body)
     return texts
 

@@ -23,22 +23,24 @@ from trainer.architecture import (
     Cross,
     Dot,
     Elementwise,
+    Groups,
     Head,
     Inner,
     Last,
     Node,
     Pairs,
     Pool,
-    RawEncoder,
     ShareEncoder,
     TargetAttention,
     Transformer,
+    Triples,
     reached,
 )
 from trainer.data import Batch
-from trainer.modules import interactions, sequences
+from trainer.modules import interactions, products, sequences
 from trainer.modules.align import Align
-from trainer.modules.encoders import FieldsView, NumberSource, SequenceView, Source, TableSource
+from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
+from trainer.modules.numbers import NumberSource
 from trainer.modules.tables import Tables, TableSpec
 from trainer.modules.values import Steps, Value, flatten
 from trainer.shapes import (
@@ -51,9 +53,10 @@ from trainer.shapes import (
     collected,
     encoder_width,
     fields_op,
+    grouped,
     head_map_widths,
     infer,
-    kept_pairs,
+    kept,
     view_collected,
 )
 
@@ -103,13 +106,13 @@ class Model(nn.Module):
 
     def table_parameters(self) -> list[nn.Parameter]:
         """What encodes fields: all tables, and the vectors of numeric fields."""
-        lifts = {id(parameter) for parameter in self._view_lifts()}
-        views = (parameter for parameter in self.views.parameters() if id(parameter) not in lifts)
-        return [*self.tables.parameters(), *views]
+        views = (module for module in self.views.modules() if isinstance(module, FieldsView))
+        return [*self.tables.parameters(), *(parameter for view in views for parameter in view.numbers.parameters())]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All other parameters: lifts, nodes and the head."""
-        return [*self._view_lifts(), *self.nodes.parameters(), *self.head.parameters()]
+        tables = {id(parameter) for parameter in self.table_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tables]
 
     def lift_parameters(self) -> list[nn.Parameter]:
         """The part of the dense parameters that only aligns widths."""
@@ -200,7 +203,7 @@ def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapp
     encoder = view.encoders[name]
     width = encoder_width(field, encoder, view, architecture)
     if field.kind == "numeric":
-        return NumberSource(numeric[name], field.missing, width, scaled=not isinstance(encoder, RawEncoder))
+        return NumberSource(numeric[name], field.missing, width, encoder)
     return TableSource(_table_name(view_name, name), name, width)
 
 
@@ -266,13 +269,31 @@ def _op(node: Node, inputs: Sequence[Shape], fields: Collected | None, init: flo
 
 
 def _pairs(node: Pairs, fields: Collected) -> nn.Module:
-    pairs = kept_pairs(node, fields.names)
+    pairs = kept(node, fields.names)
+    if node.norm == "batch" or node.out == "each":
+        return _products(node, fields)
     weighted: nn.Module
     if isinstance(node.weight, Attention):
         weighted = interactions.AttentionPairs(fields.width, node.weight.attention, pairs)
     else:
         weighted = interactions.WeightedPairs(fields.fields, pairs, learned=node.weight == "scalar")
     return interactions.Pairs(weighted, fields.width, node.out)
+
+
+def _products(node: Pairs | Triples, fields: Collected) -> nn.Module:
+    return products.Products(
+        fields.fields,
+        kept(node, fields.names),
+        learned=node.weight == "scalar",
+        norm=node.norm == "batch",
+        each=node.out == "each",
+    )
+
+
+def _groups(node: Groups, fields: Collected) -> nn.Module:
+    return products.Groups(
+        fields.fields, fields.width, grouped(node, fields.names), node.order, norm=node.norm == "batch"
+    )
 
 
 def _mha(node: MHA, fields: Collected) -> nn.Module:
@@ -285,6 +306,8 @@ _FIELD_OPS: dict[type[Node], Callable[[Any, Collected], nn.Module]] = {
     Elementwise: lambda node, fields: interactions.Elementwise(node.kind),
     FM: lambda node, fields: interactions.FM(),
     Pairs: _pairs,
+    Triples: _products,
+    Groups: _groups,
     Dot: lambda node, fields: interactions.Dot(fields.fields, full=node.triangle == "full"),
     MHA: _mha,
 }

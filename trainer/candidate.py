@@ -1,6 +1,11 @@
-"""A candidate: everything one trial is, an architecture and how it is trained; and the space of candidates."""
+"""A candidate: everything one trial is, an architecture and how it is trained; and the space of candidates.
+
+A trial of a search by gradient has a `supernet` too: the architecture is then the backbone that a method opens, and the
+model to train is derived from it.
+"""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -21,6 +26,8 @@ class Candidate(BaseModel):
 
     architecture: Architecture
     training: TrainSettings
+    supernet: dict[str, Any] | None = None
+    """The `method` that opens the architecture, and the settings of this one search."""
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Candidate":
@@ -30,20 +37,35 @@ class Candidate(BaseModel):
         """
         architecture = Architecture.from_dict(data["architecture"]).live()
         infer(architecture)
-        return Candidate(architecture=architecture, training=TrainSettings.model_validate(data["training"]))
+        training = TrainSettings.model_validate(data["training"])
+        return Candidate(architecture=architecture, training=training, supernet=data.get("supernet"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, every default shown; `from_dict` reads it back."""
-        return {"architecture": self.architecture.to_dict(), "training": self.training.model_dump(mode="json")}
+        training = self.training.model_dump(mode="json")
+        return {"architecture": self.architecture.to_dict(), "training": training, "supernet": self.supernet}
+
+    def derived(self, architecture: Architecture) -> "Candidate":
+        """What comes out of this candidate's search: a plain one, trained the same way."""
+        return Candidate(architecture=architecture, training=self.training)
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the architecture's canonical hash and the training settings."""
-        return hashlib.sha256(f"{self.architecture.hash} {self.training.model_dump_json()}".encode()).hexdigest()
+        """SHA-256 over the architecture's canonical hash, the training settings and the supernet's."""
+        parts = [self.architecture.hash, self.training.model_dump_json()]
+        if self.supernet is not None:
+            parts.append(json.dumps(self.supernet, sort_keys=True))
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
-def candidate_space(template: Mapping[str, Any], settings: TrainSettings, tune: TuneSettings) -> dict[str, Any]:
-    """The space of candidates: an architecture template beside the training settings, of which `tune` opens some.
+def candidate_space(
+    template: Mapping[str, Any],
+    settings: TrainSettings,
+    tune: TuneSettings,
+    supernet: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The space of candidates: a template of an architecture, the training settings, of which `tune` opens some, and
+    the settings of a search by gradient.
 
     The first trial takes the set value where it is among the tuned ones, else the first tuned one. Raises UserError for
     a tuned value that no training accepts, and for a set value that the tuned ones leave out.
@@ -53,7 +75,7 @@ def candidate_space(template: Mapping[str, Any], settings: TrainSettings, tune: 
         if values:
             _check(name, values, settings)
             training[name] = choice(f"training.{name}", values, default=getattr(settings, name), group="training")
-    return {"architecture": dict(template), "training": training}
+    return {"architecture": dict(template), "training": training, "supernet": supernet}
 
 
 def _check(name: str, values: list[Any], settings: TrainSettings) -> None:

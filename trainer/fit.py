@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -54,6 +54,23 @@ class EpochRecord:
     """Rows trained on in this epoch."""
 
 
+class Gates(Protocol):
+    """What a search decides while the weights of its supernet train (`engines.gradient`)."""
+
+    names: frozenset[str]
+    """Parameters of the model that are no weights: the training leaves them alone."""
+
+    def before_step(self) -> None:
+        """Before the forward pass of each step."""
+
+    def after_step(self, batch: Batch, loss: Callable[[Batch], Tensor]) -> None:
+        """After the weights' update: gradients of the step are still there; `loss` gives that of any batch."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, saved: dict[str, Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class FitResult:
     """A finished training. `seconds` and `samples` are sums over all epochs, also those before a resume."""
@@ -76,8 +93,11 @@ def fit(
     seed: int,
     checkpoints: Path | None = None,
     on_epoch: Callable[[EpochRecord], bool] = lambda record: False,
+    gates: Gates | None = None,
 ) -> FitResult:
     """Train `model` in place; at the end it carries the weights of its best epoch (their running average, if on).
+
+    With `gates` it is a supernet, and is left as it stands after its last epoch.
 
     Args:
         model: as `build.build` makes it, or that after `sharding.shard`; every process then calls `fit` alike.
@@ -89,7 +109,7 @@ def fit(
     Raises:
         Diverged: the training loss or the validation metric is not finite.
     """
-    run = _Run(model, train, valid, settings, task, seed)
+    run = _Run(model, train, valid, settings, task, seed, gates)
     store = Checkpoints(checkpoints, run.key) if checkpoints is not None else None
     state = store.newest() if store else None
     if state:
@@ -129,18 +149,26 @@ class _Run:
     """The state of one training between epochs."""
 
     def __init__(
-        self, model: nn.Module, train: Table, valid: Table, settings: TrainSettings, task: Task, seed: int
+        self,
+        model: nn.Module,
+        train: Table,
+        valid: Table,
+        settings: TrainSettings,
+        task: Task,
+        seed: int,
+        gates: Gates | None,
     ) -> None:
         prepare_process()
         self.model, self.train, self.valid = model, train, valid
-        self.settings, self.task, self.seed = settings, task, seed
+        self.settings, self.task, self.seed, self.gates = settings, task, seed, gates
         self.key = f"{task} seed {seed} {settings.model_dump_json()}"
         self.history: list[EpochRecord] = []
         self.best_epoch = -1
         self.weights = local_weights(model)
         self.best: dict[str, Tensor] = {}
         shares = _penalty_shares(model, train, settings.table_l2_power) if settings.table_l2_power else {}
-        self.optimizers = Optimizers(model, _table_names(model), settings, shares)
+        without = gates.names if gates else frozenset[str]()
+        self.optimizers = Optimizers(model, _table_names(model), settings, shares, without)
         self.average = RunningAverage(self.weights, self.optimizers, settings.average) if settings.average else None
         self.precision = _precision(model, settings)
 
@@ -162,7 +190,8 @@ class _Run:
             better = not self.history or value < self.history[-1].best
             if better:
                 self.best_epoch = len(self.history)
-                self.best = {name: weight.clone() for name, weight in self.weights.items()}
+                if self.gates is None:
+                    self.best = {name: weight.clone() for name, weight in self.weights.items()}
         best = value if better else self.history[-1].best
         record = EpochRecord(len(self.history), loss, valid, best, time.perf_counter() - started, samples)
         self.history.append(record)
@@ -176,22 +205,25 @@ class _Run:
             "best_epoch": self.best_epoch,
             "optimizers": self.optimizers.state(),
             "average": self.average.state() if self.average else {},
+            "gates": self.gates.state() if self.gates else {},
             "history": [asdict(record) for record in self.history],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         for name, weight in self.weights.items():
             weight.copy_(state["weights"][name])
-        self.best = {name: state["best"][name] for name in self.weights}
+        self.best = state["best"]
         self.best_epoch = state["best_epoch"]
         self.optimizers.load_state(state["optimizers"])
         if self.average:
             self.average.load_state(state["average"])
+        if self.gates:
+            self.gates.load_state(state["gates"])
         self.history = [EpochRecord(**record) for record in state["history"]]
 
     def finish(self, stopped: Literal["patience", "epochs", "pruned"]) -> FitResult:
-        for name, weight in self.weights.items():
-            weight.copy_(self.best[name])
+        for name, weight in self.best.items():
+            self.weights[name].copy_(weight)
         self.optimizers.zero_grad()
         return FitResult(
             history=tuple(self.history),
@@ -218,9 +250,9 @@ class _Run:
 
     def _step(self, batch: Batch) -> float:
         """One update of all weights; the loss before it, a mean over this process's rows."""
-        with self.precision:
-            output_B = self.model(batch)
-        loss = _loss(self.task, output_B.float(), batch.label)
+        if self.gates:
+            self.gates.before_step()
+        loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers.coalesce()
         if self.average:
@@ -228,8 +260,15 @@ class _Run:
         self.optimizers.step()
         if self.average:
             self.average.after_step()
+        if self.gates:
+            self.gates.after_step(batch, self._loss)
         self.optimizers.zero_grad()
         return loss.item()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with self.precision:
+            output_B = self.model(batch)
+        return _loss(self.task, output_B.float(), batch.label)
 
 
 def _loss(task: Task, output_B: Tensor, label_B: Tensor) -> Tensor:

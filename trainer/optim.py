@@ -4,7 +4,7 @@ The L2 penalties are penalties of the loss (coupled: `gradient += l2 * weight` b
 hand-made models, not AdamW's decay. Biases and other one-dimensional weights outside tables are not penalised.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,12 @@ class Optimizers:
     """All optimizers of a model behind one `step`, with their state keyed by the parameters' names."""
 
     def __init__(
-        self, model: nn.Module, tables: set[str], settings: TrainSettings, shares: Mapping[str, Tensor] | None = None
+        self,
+        model: nn.Module,
+        tables: set[str],
+        settings: TrainSettings,
+        shares: Mapping[str, Tensor] | None = None,
+        without: Container[str] = (),
     ) -> None:
         """Choose an optimizer for each parameter.
 
@@ -124,8 +129,9 @@ class Optimizers:
             model: its large tables are switched to sparse gradients where the settings ask for the lazy optimizer.
             tables: names of the parameters that count as embedding tables.
             shares: table's name -> (rows,) factor of each row's `table_l2`; rows of other tables have factor 1.
+            without: names of parameters that something else trains.
         """
-        self.named: Named = dict(model.named_parameters())
+        self.named: Named = {name: weight for name, weight in model.named_parameters() if name not in without}
         self._l2 = settings.table_l2
         self._shares = dict(shares or {})
         self.lazy = _lazy_tables(model, tables, settings)

@@ -53,9 +53,9 @@ def search(
     lag = 2 * workers - 1
     study = Study(output / "study.journal", "search", space, sampler=sampler, trials=trials, lag=lag, seed=seed)
 
-    def on_end(name: str, study: Study, trial: Trial, outcome: Outcome, best: bool) -> None:
-        if best and outcome.value is not None:
-            tell(summary(trial.candidate, trial=trial.number, metric=MAIN[schema.task], value=outcome.value))
+    def on_end(study: Study, trial: TrialRecord, outcome: Outcome, best: bool) -> None:
+        if best and trial.value is not None:
+            tell(summary(trial.found, trial=trial.number, metric=MAIN[schema.task], value=trial.value))
 
     run_studies([study], dataset, output / "checkpoints", seed=seed, workers=workers, on_end=on_end)
     return study.best(trials)
@@ -69,12 +69,12 @@ def run_studies(
     seed: int,
     workers: int,
     on_epoch: Callable[[str, Epoch], None] = lambda name, epoch: None,
-    on_end: Callable[[str, Study, Trial, Outcome, bool], None],
+    on_end: Callable[[Study, TrialRecord, Outcome, bool], None],
 ) -> None:
     """Bring studies to their end in one worker pool: while a trial of one waits for results, the next one goes on.
 
-    `on_epoch` gets the trial's name (`<study>-<number>`) and the epoch; `on_end` the name, the study, the trial, how it
-    ended and whether it is the study's new best. Every trial is trained with `seed`.
+    `on_epoch` gets the trial's name (`<study>-<number>`) and the epoch; `on_end` the study, the trial, how it ended and
+    whether it is the study's new best. Every trial is trained with `seed`.
 
     Raises:
         UserError: something that would meet every trial, such as a full disk.
@@ -96,7 +96,8 @@ def run_studies(
     def on_message(message: Message) -> None:
         study, trial = running[message.key]
         if isinstance(message, Epoch):
-            study.report(trial.number, message.epoch, message.best)
+            if message.stage == "training":
+                study.report(trial.number, message.epoch, message.best)
             on_epoch(message.key, message)
         elif message.fatal:
             raise UserError(f"trial {message.key}: {message.error}")
@@ -104,13 +105,16 @@ def run_studies(
             _finish(study, trial, message)
             del running[message.key]
             discard(checkpoints / message.key)
-            best = study.best()
-            on_end(message.key, study, trial, message, bool(best) and best[0].number == trial.number)
+            record, best = study.records()[trial.number], study.best()
+            on_end(study, record, message, bool(best) and best[0].number == trial.number)
 
     run_jobs(next_job, workers, on_message)
 
 
 def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:
+    attrs: dict[str, Any] = {"valid": outcome.valid} if outcome.error is None else {"error": outcome.error}
+    if outcome.found is not None:
+        attrs["found"] = outcome.found
     study.finish(
         trial.number,
         outcome.value,
@@ -118,5 +122,5 @@ def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:
         samples=outcome.samples,
         seconds=outcome.seconds,
         pruned=outcome.stopped == "pruned",
-        attrs={"valid": outcome.valid} if outcome.error is None else {"error": outcome.error},
+        attrs=attrs,
     )

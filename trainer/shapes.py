@@ -6,6 +6,7 @@ The builder takes its sizes from the same functions, so what is counted here is 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import comb
 from typing import Any
 
@@ -19,6 +20,8 @@ from trainer.architecture import (
     Architecture,
     ArchitectureError,
     Attention,
+    BinsEncoder,
+    BucketsEncoder,
     Concat,
     Cross,
     Dot,
@@ -26,6 +29,7 @@ from trainer.architecture import (
     Encoder,
     FieldsNode,
     FieldSpec,
+    Groups,
     Inner,
     Last,
     Node,
@@ -34,10 +38,12 @@ from trainer.architecture import (
     Pool,
     RawEncoder,
     ScaleEncoder,
+    Sets,
     ShareEncoder,
     TableEncoder,
     TargetAttention,
     Transformer,
+    Triples,
     View,
 )
 
@@ -177,7 +183,7 @@ def encoder_width(field: FieldSpec, encoder: Encoder, view: View, architecture: 
             return shared.dim
         case PairsTableEncoder():
             return encoder.dim * (len(view.encoders) - 1)
-        case TableEncoder() | ScaleEncoder():
+        case TableEncoder() | ScaleEncoder() | BinsEncoder() | BucketsEncoder():
             return encoder.dim
 
 
@@ -186,8 +192,21 @@ def encoder_parameters(architecture: Architecture, view: View, name: str) -> int
     field, encoder = architecture.fields[name], view.encoders[name]
     if isinstance(encoder, RawEncoder | ShareEncoder):
         return 0
+    width = encoder_width(field, encoder, view, architecture)
+    match encoder:
+        case BinsEncoder():
+            return (encoder.bins + field.missing) * width + bins_network(encoder)[0]
+        case BucketsEncoder():
+            return (len(encoder.boundaries) + 1 + field.missing) * width
     rows = 1 + field.missing if field.kind == "numeric" else field.cardinality
-    return rows * encoder_width(field, encoder, view, architecture)
+    return rows * width
+
+
+def bins_network(encoder: BinsEncoder) -> tuple[int, int]:
+    """Weights and multiply-adds of what turns a value into the weights of `BinsEncoder`'s bins."""
+    bins, temperature = encoder.bins, 3 * encoder.bins + 1 if encoder.adaptive is not None else 0
+    products = bins + bins * bins + (2 * bins if encoder.adaptive is not None else 0)
+    return bins + bins * bins + 2 * bins * encoder.bias + temperature, products + bins
 
 
 def view_collected(architecture: Architecture, name: str) -> Collected:
@@ -260,7 +279,10 @@ def _encoder_widths(architecture: Architecture, view: View) -> tuple[int, ...]:
 def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
     # Look-ups are free; a number times a vector is one product per coordinate.
     field, encoder = architecture.fields[name], view.encoders[name]
-    scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder)
+    if isinstance(encoder, BinsEncoder):
+        vectors = {"average": encoder.bins, "top": encoder.top, "max": 0}[encoder.aggregation]
+        return bins_network(encoder)[1] + vectors * encoder.dim
+    scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder | BucketsEncoder)
     return encoder_width(field, encoder, view, architecture) if scaled else 0
 
 
@@ -356,25 +378,39 @@ def _lifts(widths: tuple[int, ...], width: int) -> tuple[Lift, ...]:
     return tuple(Lift(position, w, width) for position, w in enumerate(widths) if w != width)
 
 
-def kept_pairs(node: Pairs, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """The pairs as positions among the collected fields, in field order."""
-    where = f"node '{node.id}'"
-    if len(names) < 2:
-        raise ArchitectureError(f"{where}: pairs need two fields or more")
+def kept(node: Pairs | Triples, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The pairs (or triples) as positions among the collected fields, in field order."""
+    where, size = f"node '{node.id}'", ORDERS[type(node)]
+    if len(names) < size:
+        raise ArchitectureError(f"{where}: {node.op} need {_NUMBERS[size]} fields or more")
     if node.keep == "all":
-        return tuple((a, b) for a in range(len(names)) for b in range(a + 1, len(names)))
+        return tuple(combinations(range(len(names)), size))
+    return tuple(sorted(_positions(where, "keep", node.keep, names, least=size)))
+
+
+ORDERS: dict[type[Node], int] = {Pairs: 2, Triples: 3}
+
+
+def grouped(node: Groups, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The sets as positions among the collected fields, in the node's order."""
+    return _positions(f"node '{node.id}'", "sets", node.sets, names, least=min(node.order, 2))
+
+
+def _positions(where: str, key: str, sets: Sets, names: tuple[str, ...], least: int) -> tuple[tuple[int, ...], ...]:
     if len(set(names)) < len(names):
-        raise ArchitectureError(f"{where}: keep cannot tell fields of equal name apart: {', '.join(sorted(names))}")
-    pairs = []
-    for pair in node.keep:
-        for name in pair:
-            if name not in names:
-                raise ArchitectureError(f"{where}: keep: no field '{name}' among {', '.join(names)}")
-        a, b = sorted(names.index(name) for name in pair)
-        pairs.append((a, b))
-    if not pairs or len(set(pairs)) < len(pairs) or any(a == b for a, b in pairs):
-        raise ArchitectureError(f"{where}: keep must list one pair or more, each once, of two different fields")
-    return tuple(sorted(pairs))
+        raise ArchitectureError(f"{where}: {key} cannot tell fields of equal name apart: {', '.join(sorted(names))}")
+    for name in (name for one in sets for name in one):
+        if name not in names:
+            raise ArchitectureError(f"{where}: {key}: no field '{name}' among {', '.join(names)}")
+    found = tuple(tuple(sorted(map(names.index, one))) for one in sets)
+    repeated = key == "keep" and len(set(found)) < len(found)
+    if not found or repeated or any(len(set(one)) < max(least, len(one)) for one in found):
+        size = "of one field or more" if least == 1 else f"of {_NUMBERS[least]} different fields"
+        raise ArchitectureError(f"{where}: {key} must list one set or more {size}, each once")
+    return found
+
+
+_NUMBERS = {2: "two", 3: "three"}
 
 
 def head_map_widths(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[int]:
@@ -408,8 +444,23 @@ def _elementwise_rule(node: Elementwise, inputs: _Inputs) -> Shape:
 
 def _pairs_rule(node: Pairs, inputs: _Inputs) -> Shape:
     fields = _collected(node, inputs)
-    kept_pairs(node, fields.names)
-    return V(fields.width if node.out == "vector" else 1)
+    pairs = len(kept(node, fields.names))
+    products = node.norm == "batch" or node.out == "each"
+    if products and (isinstance(node.weight, Attention) or node.out in ("vector", "linear")):
+        message = "norm: batch and out: each are for inner products: use weight one or scalar, and out sum or each"
+        raise ArchitectureError(f"{inputs.where}: {message}")
+    return V({"vector": fields.width, "each": pairs}.get(node.out, 1))
+
+
+def _triples_rule(node: Triples, inputs: _Inputs) -> Shape:
+    triples = len(kept(node, _collected(node, inputs).names))
+    return V(triples if node.out == "each" else 1)
+
+
+def _groups_rule(node: Groups, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    sets = len(grouped(node, fields.names))
+    return V(sets * fields.width if node.order == 1 else sets)
 
 
 def _ffm_rule(node: FFM, inputs: _Inputs) -> Shape:
@@ -469,6 +520,8 @@ _RULES: dict[type[Node], Callable[[Any, _Inputs], Shape]] = {
     Elementwise: _elementwise_rule,
     FM: _number_rule,
     Pairs: _pairs_rule,
+    Triples: _triples_rule,
+    Groups: _groups_rule,
     FFM: _ffm_rule,
     Dot: _dot_rule,
     Cross: _flat_rule,
@@ -502,14 +555,34 @@ def _fm_count(node: FM, inputs: _Inputs) -> tuple[int, int]:
 
 def _pairs_count(node: Pairs, inputs: _Inputs) -> tuple[int, int]:
     fields = _collected(node, inputs)
-    pairs, width = len(kept_pairs(node, fields.names)), fields.width
+    pairs, width = len(kept(node, fields.names)), fields.width
     out = width if node.out == "linear" else 0
     if isinstance(node.weight, Attention):
         hidden = node.weight.attention
         return hidden * (width + 2) + out, pairs * (2 * width + hidden * (width + 1)) + out
+    if node.norm == "batch" or node.out == "each":
+        return _weights(node, pairs), pairs * (width + 1)
     if node.weight == "scalar":
         return pairs + out, 2 * pairs * width + out
     return out, pairs * width + out
+
+
+def _weights(node: Pairs | Triples, sets: int) -> int:
+    return sets if node.weight == "scalar" else 0
+
+
+def _triples_count(node: Triples, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    triples = len(kept(node, fields.names))
+    return _weights(node, triples), triples * (2 * fields.width + 1)
+
+
+def _groups_count(node: Groups, inputs: _Inputs) -> tuple[int, int]:
+    # Per set and coordinate: a product for each field's weight, and for p > 1 p - 1 for each power.
+    fields = _collected(node, inputs)
+    members = [len(one) for one in grouped(node, fields.names)]
+    powers = sum((node.order - 1) * (members_of + 1) for members_of in members)
+    return sum(members), (sum(members) + powers) * fields.width
 
 
 def _ffm_count(node: FFM, inputs: _Inputs) -> tuple[int, int]:
@@ -581,6 +654,8 @@ _COUNTS: dict[type[Node], Callable[[Any, _Inputs], tuple[int, int]]] = {
     Elementwise: _product_count,
     FM: _fm_count,
     Pairs: _pairs_count,
+    Triples: _triples_count,
+    Groups: _groups_count,
     FFM: _ffm_count,
     Dot: _dot_count,
     Cross: _cross_count,

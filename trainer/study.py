@@ -23,6 +23,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
@@ -46,6 +47,7 @@ class Trial:
 class TrialRecord:
     """What is known of one trial. `value` is the validation value, less is better; a duplicate has its original's.
 
+    `found` is the model that `value` belongs to: what the candidate's supernet led to, else the candidate itself.
     `curve[e]` is the best value of epochs 0..e; `samples` counts training rows seen; `attrs` come from `finish`.
     """
 
@@ -53,6 +55,7 @@ class TrialRecord:
     state: State
     value: float | None
     candidate: Candidate
+    found: Candidate
     params: dict[str, Label]
     curve: tuple[float, ...] = ()
     samples: int = 0
@@ -121,7 +124,9 @@ class Study:
         pruned: bool = False,
         attrs: Mapping[str, Any] | None = None,
     ) -> None:
-        """The end of trial `number`; `value` None: it failed. `attrs` (JSON) go into the record and into the study."""
+        """The end of trial `number`; `value` None: it failed. `attrs` (JSON) go into the record and into the study;
+        `attrs["found"]["architecture"]` is what the trial's supernet led to.
+        """
         trial_id = self._trial_id(number)
         for epoch, best in enumerate(curve):
             self._storage.set_trial_intermediate_value(trial_id, epoch, best)
@@ -139,9 +144,10 @@ class Study:
         return [self._to_record(trial) for trial in self._all()]
 
     def best(self, k: int = 1) -> list[TrialRecord]:
-        """The `k` best trials that ran to their end, best first; all are different candidates."""
+        """The `k` best trials that ran to their end, best first; all found different models."""
         complete = [record for record in self.records() if record.state == "complete"]
-        return sorted(complete, key=lambda record: (record.value, record.number))[:k]
+        ranked = sorted(complete, key=lambda record: (record.value, record.number))
+        return list({record.found.hash: record for record in reversed(ranked)}.values())[::-1][:k]
 
     def _open(self, facts: Mapping[str, Any], path: Path) -> int:
         """The study's id in the journal; a new study gets `facts`, an old one must have the same."""
@@ -214,11 +220,15 @@ class Study:
         facts = dict(trial.user_attrs)
         for key in ("choices", "hash", "duplicate_of"):
             facts.pop(key, None)
+        candidate = found = self._candidate(trial)
+        if "found" in facts:
+            found = candidate.derived(Architecture.from_dict(facts["found"]["architecture"]))
         return TrialRecord(
             number=trial.number,
             state=_STATES[trial.state] if duplicate_of is None else "duplicate",
             value=trial.value if duplicate_of is None else self._all()[duplicate_of].value,
-            candidate=self._candidate(trial),
+            candidate=candidate,
+            found=found,
             params=dict(trial.params),
             curve=tuple(_curve(trial)),
             samples=facts.pop("samples", 0),

@@ -21,10 +21,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainer.candidate import Candidate
+from trainer.errors import UserError
 from trainer.schema import DatasetSchema
 
 if TYPE_CHECKING:
     from trainer.data import Table
+    from trainer.fit import EpochRecord
 
 ATTEMPTS = 3
 """A job whose worker died this often is given up."""
@@ -32,7 +35,7 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Job:
-    """One training from scratch.
+    """One training from scratch; a candidate with a supernet is searched first, and what is derived from it trained.
 
     `thresholds[e]` is the validation value that the best of epochs 0..e must not exceed (see `study.prune_thresholds`).
     With `weights`, the best weights are written there.
@@ -49,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended; `error` is the reason where there is no model."""
+    """How a job ended; `error` is the reason where there is no model. Seconds and samples include the supernet's."""
 
     key: str
     value: float | None
@@ -59,6 +62,8 @@ class Outcome:
     stopped: str = ""
     seconds: float = 0.0
     samples: int = 0
+    found: dict[str, Any] | None = None
+    """What the search on a supernet gave: `architecture`, `figures`, `seconds`, `samples`."""
     error: str | None = None
     fatal: bool = False
     """The error would meet every other job as well (a full disk), so the run has to stop."""
@@ -77,6 +82,7 @@ class Epoch:
     """One finished epoch of a running job."""
 
     key: str
+    stage: Literal["supernet", "training"]
     epoch: int
     train_loss: float
     valid: dict[str, float]
@@ -214,19 +220,23 @@ def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     from trainer.build import build
     from trainer.checkpoint import save_weights
     from trainer.fit import Diverged, EpochRecord, fit
-    from trainer.settings import TrainSettings
 
     schema, train, valid = _tables(job.dataset)
-    settings = TrainSettings.model_validate(job.candidate["training"])
-    architecture = Architecture.from_dict(job.candidate["architecture"])
-    model = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
+    candidate = Candidate.from_dict(job.candidate)
+    settings = candidate.training
+    started = time.perf_counter()
+
+    def tell(record: EpochRecord, stage: Literal["supernet", "training"]) -> None:
+        say(Epoch(job.key, stage, record.epoch, record.train_loss, record.valid, record.best, record.seconds))
 
     def on_epoch(record: EpochRecord) -> bool:
-        say(Epoch(job.key, record.epoch, record.train_loss, record.valid, record.best, record.seconds))
+        tell(record, "training")
         return record.epoch < len(job.thresholds) and record.best > job.thresholds[record.epoch]
 
-    started = time.perf_counter()
     try:
+        found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
+        architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
+        model = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
         result = fit(
             model,
             train,
@@ -237,7 +247,7 @@ def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
             checkpoints=job.checkpoints,
             on_epoch=on_epoch,
         )
-    except Diverged as error:
+    except (Diverged, UserError) as error:
         return Outcome(job.key, None, error=str(error), seconds=time.perf_counter() - started)
     if job.weights is not None:
         job.weights.parent.mkdir(parents=True, exist_ok=True)
@@ -250,9 +260,35 @@ def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
         valid=best.valid,
         best_epoch=result.best_epoch,
         stopped=result.stopped,
-        seconds=result.seconds,
-        samples=result.samples,
+        seconds=result.seconds + (found["seconds"] if found else 0.0),
+        samples=result.samples + (found["samples"] if found else 0),
+        found=found,
     )
+
+
+def _search(
+    job: Job, candidate: Candidate, train: "Table", valid: "Table", on_epoch: Callable[["EpochRecord"], None]
+) -> dict[str, Any] | None:
+    """What the candidate's supernet gives, if it has one. Nothing is trained that its checkpoints hold."""
+    if candidate.supernet is None:
+        return None
+    from trainer.engines import gradient
+    from trainer.methods.base import Opening
+    from trainer.methods.table import METHODS
+
+    open_supernet = METHODS[candidate.supernet["method"]].supernet
+    assert open_supernet is not None
+    opening = Opening(candidate.architecture, candidate.supernet, candidate.training, train, valid, job.seed)
+    found = gradient.search(
+        open_supernet(opening),
+        train,
+        valid,
+        candidate.training,
+        seed=job.seed,
+        checkpoints=job.checkpoints / "supernet",
+        on_epoch=on_epoch,
+    )
+    return {**vars(found), "architecture": found.architecture.to_dict()}
 
 
 def discard(checkpoints: Path) -> None:

@@ -1,17 +1,23 @@
 """Rows drawn from a known architecture, so that what a search finds can be checked against the truth.
 
 score = sum of the fields' own effects + sum over interactions of strength * sum_d prod_f v_f[d], where every share has
-mean 0 and the stated standard deviation. A click has probability sigmoid(score + bias), mixed with `noise` of blind
-clicks; a rating is mean + score + normal noise. The column `truth` holds the best possible prediction.
+mean 0 and the stated standard deviation (the size of a negative strength). A numeric field's own effect is linear, or
+a sine in the value's quantile. A click has probability sigmoid(score + bias), mixed with `noise` of blind clicks; a
+rating is mean + score + normal noise. The column `truth` holds the best possible prediction.
+
+Interactions that share their vectors can contradict each other: with +ab, +ac, -bc, turning the sign of a field's
+vectors turns two of the three, so that one or three stay negative. Inner products of one vector per value can only
+follow that with vectors at least twice as long: a = (v, 0), b = (v, 2^0.5 v), c = (v, -2^0.5 v).
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.special import expit
+from scipy.special import expit, ndtr
 
 from components.dataset import DatasetSpec, PlantedField, PlantedInteraction, PlantedSpec
 from components.formats.layout import Format, Layout
@@ -36,8 +42,8 @@ def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
     planted = spec.planted
     assert planted is not None
-    weights_seed, bias_seed, rows_seed = np.random.SeedSequence(planted.seed).spawn(3)
-    truth = Truth.draw(planted, spec.task, weights_seed, bias_seed)
+    weights_seed, bias_seed, rows_seed, phases_seed = np.random.SeedSequence(planted.seed).spawn(4)
+    truth = Truth.draw(planted, spec.task, weights_seed, bias_seed, phases_seed)
     rng = np.random.default_rng(rows_seed)
     for first in range(0, planted.rows, _ROWS):
         values = draw_values(planted, min(_ROWS, planted.rows - first), rng)
@@ -61,34 +67,44 @@ class Truth:
     """Field -> (cardinality,), or (1,) for a numeric field."""
     vectors: list[dict[str, Floats]]
     """Per interaction: field -> (cardinality or 1, rank), scaled to the interaction's strength."""
+    phases: dict[str, float]
+    """Field -> where its wave begins, in radians; without meaning for a field without `waves`."""
     bias: float
 
     @staticmethod
     def draw(
-        planted: PlantedSpec, task: Task, weights: np.random.SeedSequence, rows: np.random.SeedSequence
+        planted: PlantedSpec,
+        task: Task,
+        weights: np.random.SeedSequence,
+        rows: np.random.SeedSequence,
+        phases: np.random.SeedSequence,
     ) -> "Truth":
         rng = np.random.default_rng(weights)
         effects = {name: _effect(field, rng) for name, field in planted.fields.items()}
-        vectors = [_vectors(planted, interaction, rng) for interaction in planted.interactions]
-        truth = Truth(task, planted, effects, vectors, bias=planted.mean)
+        vectors = _vectors(planted, rng)
+        truth = Truth(task, planted, effects, vectors, _phases(planted, phases), bias=planted.mean)
         if task == "rating":
             return truth
         score = truth.score(draw_values(planted, _BIAS_ROWS, np.random.default_rng(rows)))
-        return Truth(task, planted, effects, vectors, _bias(score, planted.mean))
+        return replace(truth, bias=_bias(score, planted.mean))
 
     def score(self, values: dict[str, npt.NDArray[np.generic]]) -> Floats:
         """(N,) score without bias; missing values (-1, NaN) add nothing."""
         score: Floats = sum(
-            (
-                _weigh(self.planted.fields[name], values[name], weight[:, None])[:, 0]
-                for name, weight in self.effects.items()
-            ),
+            (self._own_share(name, values[name]) for name in self.effects),
             start=np.zeros(len(next(iter(values.values())))),
         )
         for vectors in self.vectors:
             parts = [_weigh(self.planted.fields[name], values[name], table) for name, table in vectors.items()]
             score += np.prod(parts, axis=0).sum(axis=1)
         return score
+
+    def _own_share(self, name: str, values: npt.NDArray[np.generic]) -> Floats:
+        """(N,) values of a field -> (N,) its own effect."""
+        field = self.planted.fields[name]
+        if field.waves is not None:
+            values = _wave(field.waves, self.phases[name], values.astype(np.float64))
+        return _weigh(field, values, self.effects[name][:, None])[:, 0]
 
     def predict(self, values: dict[str, npt.NDArray[np.generic]]) -> Floats:
         """(N,) probability of a click, or expected rating."""
@@ -126,20 +142,54 @@ def _effect(field: PlantedField, rng: np.random.Generator) -> Floats:
     return np.asarray(field.effect * weight / np.sqrt(_shares(field) @ weight**2))
 
 
-def _vectors(planted: PlantedSpec, interaction: PlantedInteraction, rng: np.random.Generator) -> dict[str, Floats]:
-    """Random vectors; the product's variance is the sum over d, e of the product of the fields' E[v_d v_e]."""
-    tables, moments = {}, np.ones((interaction.rank, interaction.rank))
+def _phases(planted: PlantedSpec, seed: np.random.SeedSequence) -> dict[str, float]:
+    """One per field, from a seed of its own: `waves` set on one field changes nothing else."""
+    phases = np.random.default_rng(seed).uniform(0, 2 * np.pi, len(planted.fields))
+    return dict(zip(planted.fields, phases.tolist(), strict=True))
+
+
+def _wave(waves: float, phase: float, values: Floats) -> Floats:
+    """(N,) numbers -> (N,) a sine in their quantiles: mean 0; deviation 1 for whole waves, else between 0.92 and 1.05.
+
+    By its phase it correlates with the number itself: at most by 0.66 for one wave, 0.23 for four.
+    """
+    angle = 2 * np.pi * waves
+    mean = (np.cos(phase) - np.cos(angle + phase)) / angle
+    return np.asarray(np.sqrt(2) * (np.sin(angle * ndtr(values) + phase) - mean))
+
+
+def _vectors(planted: PlantedSpec, rng: np.random.Generator) -> list[dict[str, Floats]]:
+    """Random vectors per interaction; those of one name differ only in the first field's scale."""
+    named: dict[str, dict[str, Floats]] = defaultdict(dict)
+    vectors = []
+    for interaction in planted.interactions:
+        tables = {} if interaction.vectors is None else named[interaction.vectors]
+        for name in interaction.fields:
+            if name not in tables:
+                tables[name] = _table(planted.fields[name], interaction.rank, rng)
+        vectors.append(_scaled(planted, interaction, tables))
+    return vectors
+
+
+def _table(field: PlantedField, rank: int, rng: np.random.Generator) -> Floats:
+    """(cardinality or 1, rank) random vectors."""
+    table = rng.standard_normal((field.cardinality or 1, rank))
+    return table if field.cardinality is None else _centred(field, table)
+
+
+def _scaled(planted: PlantedSpec, interaction: PlantedInteraction, tables: dict[str, Floats]) -> dict[str, Floats]:
+    """The interaction's tables, the first one scaled to its strength.
+
+    The product's variance is the sum over d, e of the product of the fields' E[v_d v_e].
+    """
+    moments = np.ones((interaction.rank, interaction.rank))
     for name in interaction.fields:
-        field = planted.fields[name]
-        table = rng.standard_normal((field.cardinality or 1, interaction.rank))
-        if field.cardinality is not None:
-            table = _centred(field, table)
-            moments *= (table * _shares(field)[:, None]).T @ table
-        else:
-            moments *= table.T @ table
-        tables[name] = table
-    tables[interaction.fields[0]] *= interaction.strength / np.sqrt(moments.sum())
-    return tables
+        field, table = planted.fields[name], tables[name]
+        weighted = table if field.cardinality is None else table * _shares(field)[:, None]
+        moments *= weighted.T @ table
+    first, *others = interaction.fields
+    scale = interaction.strength / np.sqrt(moments.sum())
+    return {first: tables[first] * scale} | {name: tables[name] for name in others}
 
 
 def _centred(field: PlantedField, table: Floats) -> Floats:

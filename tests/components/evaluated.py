@@ -1,4 +1,4 @@
-"""Output folders of the steps before evaluation, made small by the real parts: ingest, zoo, builder and fit."""
+"""Output folders of the evaluate step and those before, made small by the real parts: ingest, zoo, builder and fit."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from typing import Any
 
 import polars as pl
 
+from components import evaluate as step
 from components.dataset import DatasetSpec
 from components.ingest import ingest
 from components.settings import EvaluateSpec, SearchSpec, TrainSpec
+from components.tracking import Tracker
 from trainer import data, fit, space, zoo
 from trainer.architecture import Architecture
 from trainer.build import build
@@ -40,6 +42,15 @@ def settings(task: str = "ctr", register: str | None = None) -> dict[str, Any]:
         "evaluate": EvaluateSpec(register=register),
     }
     return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"tracking": {"uri": None}}
+
+
+def evaluation(root: Path, inputs: dict[str, Path], task: str = "ctr", register: str | None = None) -> Path:
+    """The output folder of the evaluate step for `inputs`."""
+    output = root / "evaluate.partial"
+    output.mkdir()
+    with Tracker(output, pipeline="small", step="evaluate") as tracker:
+        step.evaluate("small", settings(task, register), inputs, output, lambda *_, **__: None, tracker)
+    return output
 
 
 def steps(root: Path, task: str = "ctr", names: tuple[str, ...] = ("mlp", "fm", "deepfm")) -> dict[str, Path]:

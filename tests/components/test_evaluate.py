@@ -12,7 +12,6 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from components import evaluate as step
 from components import report
-from components.tracking import Tracker
 from tests.components import evaluated
 from trainer.architecture import Architecture
 from trainer.shapes import count
@@ -22,10 +21,7 @@ from trainer.shapes import count
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Path], Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("runs") / "small"
     inputs = evaluated.steps(root)
-    output = root / "evaluate.partial"
-    output.mkdir()
-    with Tracker(output, pipeline="small", step="evaluate") as tracker:
-        step.evaluate("small", evaluated.settings(register="small-ctr"), inputs, output, lambda *_, **__: None, tracker)
+    output = evaluated.evaluation(root, inputs, register="small-ctr")
     return inputs, output, json.loads((output / "report.json").read_text())
 
 
@@ -120,11 +116,8 @@ def test_names_in_the_report_cannot_break_the_page(run: Any) -> None:
 
 
 def test_rating_reports_squared_errors(tmp_path: Path) -> None:
-    inputs = evaluated.steps(tmp_path, "rating", ("mf",))
-    output = tmp_path / "evaluate.partial"
-    output.mkdir()
-    with Tracker(output, pipeline="small", step="evaluate") as tracker:
-        facts = step.evaluate("small", evaluated.settings("rating"), inputs, output, lambda *_, **__: None, tracker)
+    output = evaluated.evaluation(tmp_path, evaluated.steps(tmp_path, "rating", ("mf",)), "rating")
+    facts = json.loads((output / "report.json").read_text())
     predictions = pl.read_parquet(output / "predictions.parquet")
     errors = (predictions["label"].cast(pl.Float64) - predictions["prediction"]).to_numpy()
     test = facts["leaderboard"][0]["metrics"]["test"]

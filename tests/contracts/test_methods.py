@@ -17,7 +17,7 @@ from tests.trainer.mixed import batch_of, flat_schema, mixed_schema
 from trainer.architecture import Architecture
 from trainer.build import build
 from trainer.candidate import Candidate, candidate_space
-from trainer.methods import METHODS
+from trainer.methods.table import METHODS
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
 from trainer.shapes import count

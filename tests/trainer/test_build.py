@@ -9,8 +9,9 @@ from torch import nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
 from tests.trainer.mixed import ALL, architecture, batch_of, built, mixed_schema, parameters, scale, table, view
+from trainer.architecture import RawEncoder, ScaleEncoder
 from trainer.build import build
-from trainer.modules.encoders import NumberSource, Raw, Scale
+from trainer.modules.numbers import NumberSource, Raw, Scale
 from trainer.shapes import count
 
 DEEPFM = architecture(
@@ -173,16 +174,16 @@ def test_sparse_gradients_equal_dense_ones() -> None:
 
 
 def test_scaled_numbers() -> None:
-    module = Scale([NumberSource(0, False, 3, True), NumberSource(1, True, 3, True)], 0.5)
+    module = Scale([NumberSource(0, False, 3, ScaleEncoder(dim=3)), NumberSource(1, True, 3, ScaleEncoder(dim=3))], 0.5)
     x = torch.tensor([[2.0, -1.0], [float("nan"), float("nan")]])
     first, second = module(x)
     torch.testing.assert_close(first, x[0, :, None] * module.weight)
     assert module.missing is not None
-    torch.testing.assert_close(second, torch.stack([torch.zeros(3), module.missing[0]]))
+    torch.testing.assert_close(second, torch.stack([torch.zeros(3), module.missing.vectors[0]]))
 
 
 def test_raw_numbers() -> None:
-    module = Raw([NumberSource(0, False, 1, False), NumberSource(1, True, 2, False)])
+    module = Raw([NumberSource(0, False, 1, RawEncoder()), NumberSource(1, True, 2, RawEncoder())])
     x = torch.tensor([[2.0, -1.0], [float("nan"), float("nan")]])
     torch.testing.assert_close(module(x), torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 1.0]]))
 

@@ -1,8 +1,9 @@
 """Settings of the search methods, as written in a pipeline file; light to import, for the file's model embeds them."""
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 Interactor = Literal[
     "InnerProduct", "MLP", "FM", "CrossNet", "SelfAttention", "Elementwise", "Concatenate", "RandomSelect"
@@ -10,6 +11,137 @@ Interactor = Literal[
 Mapper = Literal["auto", "latent", "sparse"]
 ElementwiseKind = Literal["sum", "average", "multiply", "max", "min"]
 Dropout = float
+NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]
+
+
+class BackboneSettings(BaseModel):
+    """What a method needs that opens a hand-made model. Its own choices (widths, layers) are searched as well."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    OPENS: ClassVar[frozenset[str]] = frozenset()
+    """Parts of a model (`zoo.parts`) that the method can open."""
+    REFUSES: ClassVar[frozenset[str]] = frozenset()
+    """Parts that it cannot leave as they are."""
+
+    backbone: str = Field(default="deepfm", description="model of the zoo that is opened")
+
+    @classmethod
+    def opens(cls, parts: Collection[str]) -> bool:
+        """Whether a model with these parts can be a backbone."""
+        return bool(cls.OPENS & set(parts)) and not cls.REFUSES & set(parts)
+
+
+class AutoFISSettings(BackboneSettings):
+    """AutoFIS: which pairs of fields interact. Lists with several values are searched, a trial for each."""
+
+    OPENS = frozenset({"fm", "dot", "pairs"})
+
+    select: Literal["grda", "top", "random"] = Field(
+        default="grda",
+        description="grda: gates that end at exactly 0 are closed; top: the greatest are kept; random: drawn blindly",
+    )
+    triples: list[bool] = Field(default=[False], min_length=1, description="gate triples of fields too")
+    threshold: list[Annotated[float, Field(ge=0)]] = Field(
+        default=[1.2, 1.6, 2.0],
+        min_length=1,
+        description="grda: the penalty at the end, in units of the gates' start; 0 closes none",
+    )
+    mu: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.8], min_length=1, description="grda: the penalty grows with this power of the steps"
+    )
+    gate_learning_rate: float = Field(default=1.0, gt=0, description="grda: rate of the gates")
+    keep: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.3], min_length=1, description="top, random: share of gates kept"
+    )
+    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+
+
+class WidthSettings(BackboneSettings):
+    """What methods need that give every categorical field's embedding a width of its own."""
+
+    OPENS = frozenset({"embedding.dim"})
+    REFUSES = frozenset({"share"})
+
+    dims: list[PositiveInt] = Field(
+        default=[2, 4, 8, 16], min_length=1, description="widths to choose from; the widest is the backbone's"
+    )
+
+
+class AutoDimSettings(WidthSettings):
+    """AutoDim: a width for every categorical field's embedding."""
+
+    update: Literal["validation", "training"] = Field(
+        default="validation",
+        description="rows that decide; training: the weights' own batches (AutoDim-s, which ends wider)",
+    )
+    every: int = Field(default=10, ge=1, description="steps of the weights for each step of the gates")
+    warm_up: float = Field(
+        default=0.25, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all widths"
+    )
+    gate_learning_rate: float = Field(default=0.02, gt=0, description="Adam's rate for the gates")
+    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+
+
+class FieldDimsSettings(WidthSettings):
+    """Random (or greedy, Bayesian) search of widths, a training for each set of them."""
+
+
+class MDESettings(BackboneSettings):
+    """MDE: widths that fall with the cardinality by a power law."""
+
+    OPENS = frozenset({"embedding.dim"})
+    REFUSES = frozenset({"share"})
+
+    base: int = Field(default=16, ge=1, description="width of the smallest table, and of the backbone")
+    temperature: list[Annotated[float, Field(ge=0)]] = Field(
+        default=[0.1, 0.2, 0.3, 0.4], min_length=1, description="power of the cardinality; 0: all alike"
+    )
+
+
+class AutoDisSettings(BackboneSettings):
+    """AutoDis: how numeric fields are encoded. With several encoders each field gets the one that suits it."""
+
+    OPENS = frozenset({"scale"})
+
+    encoders: list[NumberEncoder] = Field(
+        default=["bins"], min_length=1, description="encoders to choose from; with one there is nothing to search"
+    )
+    bins: list[PositiveInt] = Field(default=[20, 40], min_length=1, description="bins: their number per field")
+    temperature: list[PositiveFloat] = Field(
+        default=[0.3, 1.0], min_length=1, description="bins: of the softmax over bins; low: nearly one bin per value"
+    )
+    adaptive: list[bool] = Field(
+        default=[False], min_length=1, description="bins: a temperature per value, within half to one and a half of it"
+    )
+    aggregation: list[Literal["average", "max", "top"]] = Field(
+        default=["average"], min_length=1, description="bins: weighted average, the likeliest bin, or the sum of three"
+    )
+    buckets: list[PositiveInt] = Field(
+        default=[20], min_length=1, description="fixed buckets: their number per field, at most"
+    )
+    every: int = Field(default=10, ge=1, description="several encoders: steps of the weights per step of the gates")
+    warm_up: float = Field(
+        default=0.25, ge=0, lt=1, description="several encoders: share of the search with equal weights for all"
+    )
+    gate_learning_rate: float = Field(default=0.02, gt=0, description="several encoders: Adam's rate for the gates")
+    epochs: int = Field(default=4, ge=1, description="several encoders: passes over the training rows")
+
+
+class AutoGroupSettings(BackboneSettings):
+    """AutoGroup: which fields belong together in interactions of order 1, 2 and 3."""
+
+    OPENS = frozenset({"fm", "dot", "pairs"})
+
+    first: list[NonNegativeInt] = Field(default=[4], min_length=1, description="groups of order 1 (added up)")
+    second: list[NonNegativeInt] = Field(default=[16], min_length=1, description="groups of order 2")
+    third: list[NonNegativeInt] = Field(default=[8], min_length=1, description="groups of order 3")
+    dims: list[PositiveInt] = Field(
+        default=[16], min_length=1, description="width of the embeddings; every order has tables of its own"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of the binary Gumbel-softmax")
+    gate_learning_rate: float = Field(default=0.02, gt=0, description="Adam's rate for the memberships")
+    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
 
 
 class AutoRecSettings(BaseModel):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.data import Batch
 from trainer.modules.align import Align
+from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Rows
 from trainer.modules.values import Steps, Value
 
@@ -21,56 +22,7 @@ class TableSource:
     width: int
 
 
-@dataclass(frozen=True)
-class NumberSource:
-    """A field whose vector is made from the number in one column. `scaled`: times a vector; else the number itself."""
-
-    column: int
-    missing: bool
-    width: int
-    scaled: bool
-
-
 Source = TableSource | NumberSource
-
-
-class Scale(nn.Module):
-    """Numbers times learned vectors, (B, n) -> (B, n, d); NaN gives the field's own "missing" vector.
-
-    A field without missing values in training has no such vector: there NaN counts as 0.
-    """
-
-    def __init__(self, sources: Sequence[NumberSource], init: float) -> None:
-        super().__init__()
-        width = sources[0].width
-        self.weight = nn.Parameter(torch.empty(len(sources), width).normal_(std=init))
-        marked = [position for position, source in enumerate(sources) if source.missing]
-        self.missing = nn.Parameter(torch.empty(len(marked), width).normal_(std=init)) if marked else None
-        self.register_buffer("marked", torch.tensor(marked), persistent=False)
-        self.marked: Tensor
-
-    def forward(self, x_BN: Tensor) -> Tensor:
-        x_BND = x_BN.nan_to_num(nan=0.0)[..., None] * self.weight
-        if self.missing is None:
-            return x_BND
-        missing_ND = torch.zeros_like(self.weight).index_copy(0, self.marked, self.missing)
-        return x_BND + x_BN.isnan()[..., None] * missing_ND
-
-
-class Raw(nn.Module):
-    """Numbers as they are, (B, n) -> (B, n + marked): each field's number, and a mark of missing ones if it has any."""
-
-    def __init__(self, sources: Sequence[NumberSource]) -> None:
-        super().__init__()
-        kept = [
-            index for i, source in enumerate(sources) for index in ([2 * i, 2 * i + 1] if source.missing else [2 * i])
-        ]
-        self.register_buffer("kept", torch.tensor(kept), persistent=False)
-        self.kept: Tensor
-
-    def forward(self, x_BN: Tensor) -> Tensor:
-        both_BN2 = torch.stack([x_BN.nan_to_num(nan=0.0), x_BN.isnan().to(x_BN.dtype)], dim=2)
-        return both_BN2.flatten(1)[:, self.kept]
 
 
 class SequenceView(nn.Module):
@@ -113,7 +65,7 @@ class FieldsView(nn.Module):
                 self.register_buffer(
                     _columns(position), torch.tensor([number.column for number in run]), persistent=False
                 )
-                self.numbers[str(position)] = Scale(run, init) if run[0].scaled else Raw(run)
+                self.numbers[str(position)] = numbers(run, init)
 
     def forward(self, batch: Batch, rows: Rows) -> Value:
         parts = [self._part(position, run, batch, rows) for position, run in enumerate(self.runs)]
@@ -152,12 +104,8 @@ def _runs(sources: Sequence[Source]) -> list[TableSource | list[NumberSource]]:
         last = runs[-1] if runs else None
         if isinstance(source, TableSource):
             runs.append(source)
-        elif isinstance(last, list) and _alike(last[0], source):
+        elif isinstance(last, list) and last[0].joins(source):
             last.append(source)
         else:
             runs.append([source])
     return runs
-
-
-def _alike(a: NumberSource, b: NumberSource) -> bool:
-    return a.scaled == b.scaled and (not a.scaled or a.width == b.width)

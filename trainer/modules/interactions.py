@@ -59,7 +59,7 @@ class WeightedPairs(nn.Module):
     As Σ_a x_a * Σ_b R_ab x_b, so that no tensor of all pairs is made.
     """
 
-    def __init__(self, fields: int, pairs: Sequence[tuple[int, int]], learned: bool) -> None:
+    def __init__(self, fields: int, pairs: Sequence[tuple[int, ...]], learned: bool) -> None:
         super().__init__()
         self.fields = fields
         weights = torch.ones(len(pairs))
@@ -82,7 +82,7 @@ class WeightedPairs(nn.Module):
 class AttentionPairs(nn.Module):
     """Σ over kept pairs of a_ab (x_a * x_b), a = softmax over pairs of h·relu(W(x_a * x_b) + c) (AFM): (B, d)."""
 
-    def __init__(self, width: int, hidden: int, pairs: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, width: int, hidden: int, pairs: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
         self.hidden = dense(width, hidden)
         self.score = dense(hidden, 1, bias=False)

@@ -8,7 +8,7 @@ Settings to tune are choices with `?` (see `trainer.space`); the defaults are so
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ def description(name: str) -> str:
 def needs(name: str) -> tuple[str, ...]:
     """What a dataset must have for the model: `user_item`, `categorical`, `sequence`."""
     return tuple(_load(name)["needs"])
+
+
+def parts(name: str) -> frozenset[str]:
+    """The ops, the kinds of encoders, and the choices' names that the model's file holds."""
+    return frozenset(_parts(_load(name)["architecture"]))
+
+
+def _parts(data: Any) -> Iterator[str]:
+    if isinstance(data, dict):
+        yield from (data[key] for key in ("op", "kind", "name") if isinstance(data.get(key), str))
+        data = list(data.values())
+    if isinstance(data, list):
+        for item in data:
+            yield from _parts(item)
 
 
 def template(name: str, schema: DatasetSchema) -> Data:

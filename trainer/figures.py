@@ -1,0 +1,43 @@
+"""What a search saw, as plain data that the report draws without knowing the method (formats: docs/report.md)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+Cell = str | int | float | None
+
+
+def heatmap(
+    title: str,
+    note: str,
+    rows: tuple[str, Sequence[str]],
+    columns: tuple[str, Sequence[str]],
+    values: Sequence[Sequence[float | None]],
+) -> Figure:
+    """One number per row and column, both as (name of the axis, labels); None leaves a cell blank."""
+    names = {"row_name": rows[0], "rows": list(rows[1]), "column_name": columns[0], "columns": list(columns[1])}
+    return _figure("heatmap", title, note, **names, values=_short(values))
+
+
+def curves(
+    title: str, note: str, x: tuple[str, Sequence[float]], y_name: str, series: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Lines over common places: `x` is (name of the axis, places)."""
+    lines = [{"name": name, "values": _short(values)} for name, values in series.items()]
+    return _figure("curves", title, note, x_name=x[0], y_name=y_name, x=_short(x[1]), series=lines)
+
+
+def table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Figure:
+    """Words and numbers."""
+    return _figure("table", title, note, columns=list(columns), rows=_short(rows))
+
+
+def _figure(kind: str, title: str, note: str, **content: Any) -> Figure:
+    return {"kind": kind, "title": title, "note": note, **content}
+
+
+def _short(values: Any) -> Any:
+    """Floats with five significant digits: figures travel with every trial."""
+    if isinstance(values, float):
+        return float(f"{values:.5g}")
+    return values if values is None or isinstance(values, int | str) else [_short(value) for value in values]

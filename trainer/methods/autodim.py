@@ -1,0 +1,165 @@
+"""AutoDim: how wide each field's embedding should be, by relaxed choices between widths (Zhao et al., WWW 2021).
+
+One table per field, as wide as the widest candidate; the n-th candidate is its first d_n columns (weight sharing),
+mapped to the full width by one linear map per candidate, shared by all fields, and normalised. The sum of the
+candidates, weighed per field by a Gumbel-softmax, is what the backbone reads. Gates are updated on validation rows, one
+step after `every` steps of the weights, after a warm-up with equal weights. Each field keeps its likeliest width.
+
+Ours, where the sources leave it open: one batch normalisation per candidate, its statistics pooled over fields; noise
+only while gates learn; a shared scale behind it (`Mixture`); the retrained model lifts narrow tables by bias-free maps.
+Numeric fields keep the full width. `update: training` is AutoDim-s, which learns gates on the weights' own batches.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainer import metrics
+from trainer.architecture import Architecture, TableEncoder, View
+from trainer.data import Batch, Table
+from trainer.engines.gradient import Schedule, Trace
+from trainer.errors import UserError
+from trainer.figures import Cell, Figure, curves, table
+from trainer.methods.base import Data, Opening, backbone, with_dims
+from trainer.methods.settings import AutoDimSettings
+from trainer.modules.interactions import dense
+from trainer.modules.mixture import Mixture
+from trainer.modules.tables import Rows
+from trainer.schema import DatasetSchema
+
+
+def space(schema: DatasetSchema, settings: AutoDimSettings) -> Data:
+    if not schema.names("categorical"):
+        raise UserError("search.method: autodim sizes the tables of categorical fields, and the dataset has none")
+    widest = max(settings.dims)
+    return with_dims(backbone(schema, settings), dict.fromkeys(schema.names("categorical"), widest), widest)
+
+
+def plan(settings: AutoDimSettings) -> Data:
+    return {
+        "method": "autodim",
+        "dims": sorted(settings.dims),
+        "update": settings.update,
+        "every": settings.every,
+        "warm_up": settings.warm_up,
+        "gate_learning_rate": settings.gate_learning_rate,
+        "epochs": settings.epochs,
+    }
+
+
+class AutoDim:
+    """The backbone with a choice of widths for every categorical field."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.plan, self.backbone = opening.plan, opening.backbone
+        self.dims: list[int] = opening.plan["dims"]
+        self.train, self.valid = opening.train, opening.valid
+        self.model = opening.build(opening.backbone)
+        self.choices = {name: self._open(name, view) for name, view in _open_views(opening.backbone, self.dims).items()}
+        if not self.choices:
+            raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
+        self.gates = {name: choice.mixture.logits for name, choice in self.choices.items()}
+        self.schedule = Schedule(
+            epochs=opening.plan["epochs"],
+            level="bilevel" if opening.plan["update"] == "validation" else "single",
+            every=opening.plan["every"],
+            warm_up=opening.plan["warm_up"],
+        )
+
+    def optimizer(self, steps: int) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
+
+    def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
+        for choice in self.choices.values():
+            choice.mixture.anneal(progress, frozen=frozen)
+
+    def derive(self) -> Architecture:
+        data = self.backbone.to_dict()
+        for name, choice in self.choices.items():
+            for field, dim in self._dims(name).items():
+                data["views"][name]["encoders"][field]["dim"] = dim
+            data["views"][name] |= {"align": "lift", "width": choice.width}
+        return Architecture.from_dict(data)
+
+    def figures(self, trace: Trace) -> list[Figure]:
+        drawn = []
+        single = single_field_scores(self.train, self.valid)
+        score = "AUC alone" if self.train.schema.task == "ctr" else "MSE alone"
+        for name, choice in self.choices.items():
+            dims, weight_MN = self._dims(name), choice.mixture.logits.detach().softmax(dim=1)
+            rows: list[list[Cell]] = [
+                [field, self.backbone.fields[field].cardinality, dims[field], single[field], *weights]
+                for field, weights in zip(choice.fields, weight_MN.tolist(), strict=True)
+            ]
+            heads = ["field", "categories", "dim", score, *(f"weight of {dim}" for dim in self.dims)]
+            note = "Fields with the width that was chosen, and how well each predicts alone (mean label per category)."
+            drawn.append(table(f"Widths of view {name}", note, heads, rows))
+            mean_TM = trace.values[name].softmax(dim=2) @ torch.tensor(self.dims, dtype=torch.float32)
+            lines = {field: mean_TM[:, place].tolist() for place, field in enumerate(choice.fields)}
+            title = f"Mean width over training ({name})"
+            drawn.append(curves(title, "Widths weighed by their gates.", ("epoch", trace.epochs), "width", lines))
+        return drawn
+
+    def _open(self, name: str, fields: Sequence[str]) -> "WidthChoice":
+        view = self.backbone.views[name]
+        places = [list(view.encoders).index(field) for field in fields]
+        choice = WidthChoice(self.model.views[f"view:{name}"], fields, places, self.dims)
+        self.model.views[f"view:{name}"] = choice
+        return choice
+
+    def _dims(self, name: str) -> dict[str, int]:
+        choice = self.choices[name]
+        best = choice.mixture.logits.argmax(dim=1).tolist()
+        return {field: self.dims[place] for field, place in zip(choice.fields, best, strict=True)}
+
+
+class WidthChoice(nn.Module):
+    """A view whose table fields are mixtures of their own prefixes: (B, M, D)."""
+
+    def __init__(self, view: nn.Module, fields: Sequence[str], places: Sequence[int], dims: Sequence[int]) -> None:
+        super().__init__()
+        self.view, self.fields, self.width = view, list(fields), max(dims)
+        self.maps = nn.ModuleList(dense(dim, self.width) for dim in dims)
+        self.mixture = Mixture(len(places), len(dims), self.width)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.places: Tensor
+
+    def forward(self, batch: Batch, rows: Rows) -> Tensor:
+        value = self.view(batch, rows)
+        x_BMD = value if isinstance(value, Tensor) else torch.stack(value, 1)
+        mixed_BMD = self.mixture(self.candidates(x_BMD[:, self.places]))
+        return x_BMD.index_copy(1, self.places, mixed_BMD.to(x_BMD.dtype))
+
+    def candidates(self, x_BMD: Tensor) -> Tensor:
+        """(B, M, N, D): every prefix, mapped to the full width."""
+        return torch.stack([mapped(x_BMD[..., : mapped.in_features]) for mapped in self.maps], dim=2)
+
+
+def _open_views(architecture: Architecture, dims: Sequence[int]) -> dict[str, list[str]]:
+    """View -> its fields whose width is open."""
+
+    def fields(view: View) -> list[str]:
+        tables = [name for name, encoder in view.encoders.items() if isinstance(encoder, TableEncoder)]
+        return [name for name in tables if view.encoders[name].dim == max(dims)]  # type: ignore[union-attr]
+
+    found = {name: fields(view) for name, view in architecture.views.items()}
+    return {name: opened for name, opened in found.items() if opened}
+
+
+def single_field_scores(train: Table, valid: Table) -> dict[str, float]:
+    """How well each categorical field predicts the validation labels alone: AUC (ctr) or MSE (rating).
+
+    The prediction is the category's mean label in the training rows, drawn to the overall mean by 20 rows of it.
+    """
+    main = "auc" if train.schema.task == "ctr" else "mse"
+    mean, scores = train.schema.label_mean, {}
+    for name in train.schema.names("categorical"):
+        rows = train.schema.field(name).cardinality
+        ids = train.ids(name).long()
+        count = torch.bincount(ids, minlength=rows)
+        total = torch.bincount(ids, weights=train.label.double(), minlength=rows)
+        known = (total + 20 * mean) / (count + 20)
+        measured = metrics.evaluate(train.schema.task, valid.label.numpy(), known[valid.ids(name).long()].numpy())
+        scores[name] = measured[main]
+    return scores

@@ -1,0 +1,228 @@
+"""AutoDis: numeric fields in soft, learned bins (Guo et al., KDD 2021), beside the fixed encodings it is held against.
+
+`bins` is an encoder and trained like any other part of a model; there is nothing to derive. With several encoders under
+`encoders` a supernet holds them side by side for each numeric field of the backbone, weighs them as AutoDim weighs
+widths, on validation rows, and each field keeps the likeliest.
+
+Ours, where the sources leave it open: values are mapped from their 1st to 99th percentile to [0, 1]; the bins' network
+has biases (see `architecture.BinsEncoder`); equal-width and logarithm buckets span the same range as the bins; tree
+buckets are the thresholds of one decision tree per field on the training labels.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from torch import Tensor, nn
+
+from trainer.architecture import Architecture, BinsEncoder, BucketsEncoder, ScaleEncoder
+from trainer.data import Batch, Table
+from trainer.engines.gradient import Schedule, Trace
+from trainer.errors import UserError
+from trainer.figures import Figure, curves
+from trainer.methods.base import Data, Opening, backbone
+from trainer.methods.settings import AutoDisSettings, NumberEncoder
+from trainer.modules.mixture import Mixture
+from trainer.modules.numbers import NumberSource, numbers
+from trainer.modules.tables import Rows
+from trainer.schema import DatasetSchema, Task
+from trainer.space import choice
+
+TREE_ROWS = 200_000
+"""Training rows that a tree is grown on, the first of the table (their order is random)."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def space(schema: DatasetSchema, settings: AutoDisSettings) -> Data:
+    if not schema.names("numeric"):
+        raise UserError("search.method: autodis encodes numeric fields, and the dataset has none")
+    return backbone(schema, settings)
+
+
+def plan(settings: AutoDisSettings) -> Data:
+    soft = "bins" in settings.encoders
+    fixed = set(settings.encoders) - {"bins", "scale"}
+    return {
+        "method": "autodis",
+        "encoders": settings.encoders,
+        "bins": choice("autodis.bins", settings.bins) if soft else None,
+        "temperature": choice("autodis.temperature", settings.temperature) if soft else None,
+        "adaptive": choice("autodis.adaptive", settings.adaptive) if soft else None,
+        "aggregation": choice("autodis.aggregation", settings.aggregation) if soft else None,
+        "buckets": choice("autodis.buckets", settings.buckets) if fixed else None,
+        "every": settings.every,
+        "warm_up": settings.warm_up,
+        "gate_learning_rate": settings.gate_learning_rate,
+        "epochs": settings.epochs,
+    }
+
+
+class AutoDis:
+    """The backbone with a choice of encoders for every numeric field that it scales."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.plan, self.backbone = opening.plan, opening.backbone
+        self.kinds: list[NumberEncoder] = opening.plan["encoders"]
+        self.model = opening.build(opening.backbone)
+        self.options = {
+            name: {
+                field: [_encoder(kind, encoder.dim, opening.plan, opening.train, field) for kind in self.kinds]
+                for field, encoder in view.encoders.items()
+                if isinstance(encoder, ScaleEncoder) and encoder.dim > 1
+            }
+            for name, view in opening.backbone.views.items()
+        }
+        self.options = {name: options for name, options in self.options.items() if options}
+        if not self.options:
+            raise UserError("autodis: the backbone encodes no numeric field, or the dataset has none")
+        self.choices: dict[str, EncoderChoice] = {}
+        if len(self.kinds) > 1:
+            self.choices = {name: self._open(name, opening) for name in self.options}
+        self.gates = {name: opened.mixture.logits for name, opened in self.choices.items()}
+        self.schedule = Schedule(
+            epochs=opening.plan["epochs"],
+            level="bilevel",
+            every=opening.plan["every"],
+            warm_up=opening.plan["warm_up"],
+        )
+
+    def optimizer(self, steps: int) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
+
+    def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
+        for opened in self.choices.values():
+            opened.mixture.anneal(progress, frozen=frozen)
+
+    def derive(self) -> Architecture:
+        data = self.backbone.to_dict()
+        for name, fields in self.options.items():
+            for place, (field, options) in enumerate(fields.items()):
+                best = int(self.gates[name][place].argmax()) if name in self.gates else 0
+                data["views"][name]["encoders"][field] = options[best].model_dump(mode="json")
+        return Architecture.from_dict(data)
+
+    def figures(self, trace: Trace) -> list[Figure]:
+        drawn = []
+        for name, opened in self.choices.items():
+            weight_TMN = trace.values[name].softmax(dim=2)
+            for place, field in enumerate(opened.fields):
+                lines: dict[str, list[float]] = {
+                    kind: weight_TMN[:, place, n].tolist() for n, kind in enumerate(self.kinds)
+                }
+                axis = ("epoch", trace.epochs)
+                drawn.append(curves(f"Encoders of {field}", "Weights over training.", axis, "weight", lines))
+        return drawn
+
+    def _open(self, name: str, opening: Opening) -> "EncoderChoice":
+        view, names = self.backbone.views[name], opening.train.schema.names("numeric")
+        options, places = self.options[name], list(view.encoders)
+        sources = [
+            [NumberSource(names.index(field), self.backbone.fields[field].missing, encoder.dim, encoder)]
+            for field, encoders in options.items()
+            for encoder in encoders
+        ]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(opening.seed)
+            modules = nn.ModuleList(numbers(source, opening.training.table_init) for source in sources)
+        columns = [source[0].column for source in sources]
+        opened = EncoderChoice(
+            self.model.views[f"view:{name}"],
+            list(options),
+            [places.index(field) for field in options],
+            modules,
+            columns,
+            width=next(iter(options.values()))[0].dim,
+        )
+        self.model.views[f"view:{name}"] = opened
+        return opened
+
+
+class EncoderChoice(nn.Module):
+    """A view whose numeric fields are mixtures of several encoders: (B, M, D)."""
+
+    def __init__(
+        self,
+        view: nn.Module,
+        fields: list[str],
+        places: list[int],
+        encoders: nn.ModuleList,
+        columns: list[int],
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.view, self.fields, self.encoders, self.columns = view, fields, encoders, columns
+        self.mixture = Mixture(len(fields), len(encoders) // len(fields), width)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.places: Tensor
+
+    def forward(self, batch: Batch, rows: Rows) -> Tensor:
+        value = self.view(batch, rows)
+        x_BMD = value if isinstance(value, Tensor) else torch.stack(value, 1)
+        encoded = [
+            encoder(batch.numeric[:, column : column + 1])
+            for encoder, column in zip(self.encoders, self.columns, strict=True)
+        ]
+        candidate_BMND = torch.stack(encoded, dim=1).view(len(x_BMD), len(self.fields), -1, x_BMD.shape[2])
+        return x_BMD.index_copy(1, self.places, self.mixture(candidate_BMND).to(x_BMD.dtype))
+
+
+def _encoder(kind: NumberEncoder, dim: int, plan: Any, train: Table, field: str) -> Any:
+    if kind == "scale":
+        return ScaleEncoder(dim=dim)
+    values = train.numeric[:, train.schema.names("numeric").index(field)].double().numpy()
+    known = ~np.isnan(values)
+    if kind == "bins":
+        low, high = spread(values[known])
+        return BinsEncoder(
+            dim=dim,
+            bins=plan["bins"],
+            temperature=plan["temperature"],
+            adaptive=plan["temperature"] / 2 if plan["adaptive"] else None,
+            aggregation=plan["aggregation"],
+            range=(low, high),
+        )
+    found = boundaries(kind, values[known], train.label.double().numpy()[known], plan["buckets"], train.schema.task)
+    return BucketsEncoder(dim=dim, rule=kind, boundaries=tuple(found))
+
+
+def spread(values: Floats) -> tuple[float, float]:
+    """The 1st and 99th percentile; a range of 1 where these are equal."""
+    low, high = np.quantile(values, [0.01, 0.99]).tolist() if len(values) else (0.0, 1.0)
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def boundaries(kind: NumberEncoder, values: Floats, label: Floats, buckets: int, task: Task) -> list[float]:
+    """At most `buckets` - 1 boundaries between buckets of known values, ascending; at least one."""
+    low, high = spread(values)
+    inner = np.arange(1, buckets) / buckets
+    match kind:
+        case "equal_width":
+            found = low + (high - low) * inner
+        case "logarithm":
+            ends = _logarithm(np.array([low, high]))
+            found = _exponential(ends[0] + (ends[1] - ends[0]) * inner)
+        case "tree":
+            found = _tree(values[:TREE_ROWS], label[:TREE_ROWS], buckets, task)
+        case _:
+            found = np.quantile(values, inner) if len(values) else inner
+    distinct = np.unique(found.astype(np.float32)).tolist()
+    return distinct or [low]
+
+
+def _logarithm(values: Floats) -> Floats:
+    return np.asarray(np.sign(values) * np.log1p(np.abs(values)))
+
+
+def _exponential(values: Floats) -> Floats:
+    return np.asarray(np.sign(values) * np.expm1(np.abs(values)))
+
+
+def _tree(values: Floats, label: Floats, buckets: int, task: Task) -> Floats:
+    """Thresholds of a decision tree, whose leaves hold at least half of an even share of the rows."""
+    grower = DecisionTreeClassifier if task == "ctr" else DecisionTreeRegressor
+    least = max(1, len(values) // (2 * buckets))
+    tree = grower(max_leaf_nodes=max(buckets, 2), min_samples_leaf=least, random_state=0).fit(values[:, None], label)
+    return np.asarray(tree.tree_.threshold[tree.tree_.children_left >= 0])

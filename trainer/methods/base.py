@@ -1,0 +1,87 @@
+"""What the methods that open a backbone share."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer import zoo
+from trainer.architecture import Architecture
+from trainer.build import Model, build
+from trainer.data import Table
+from trainer.errors import UserError
+from trainer.methods.settings import BackboneSettings
+from trainer.schema import DatasetSchema
+from trainer.settings import TrainSettings
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a supernet is made of: a backbone, the settings of one search, and the rows."""
+
+    backbone: Architecture
+    plan: Mapping[str, Any]
+    training: TrainSettings
+    train: Table
+    valid: Table
+    seed: int
+
+    def build(self, architecture: Architecture) -> Model:
+        """The supernet's model, its open parts not yet replaced."""
+        mean = self.train.schema.label_mean
+        return build(architecture, label_mean=mean, table_init=self.training.table_init, seed=self.seed)
+
+
+def backbone(schema: DatasetSchema, settings: BackboneSettings) -> Data:
+    """The space of a method that opens a hand-made model: that model's."""
+    return zoo.template(settings.backbone, schema)
+
+
+def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
+    """`architecture` without these nodes, and without nodes that then have no input.
+
+    Raises UserError if nothing is left.
+    """
+    data, gone = architecture.to_dict(), set(gone)
+    nodes = []
+    for node in data["nodes"]:
+        inputs = [ref for ref in node["in"] if ref not in gone]
+        if node["id"] in gone or not inputs:
+            gone.add(node["id"])
+        else:
+            nodes.append({**node, "in": inputs})
+    head = [ref for ref in data["head"]["in"] if ref not in gone]
+    if not head:
+        raise UserError("the search closed every part of the model: nothing is left to derive")
+    return Architecture.from_dict({**data, "nodes": nodes, "head": {**data["head"], "in": head}}).live()
+
+
+WIDTH = "embedding.dim"
+"""The choice by which the models of the zoo call the width of their embedding."""
+
+
+def with_dims(template: Data, dims: Mapping[str, Any], width: int) -> Data:
+    """A template whose embeddings are `width` wide, each categorical field's table being `dims[field]` and lifted.
+
+    `dims` may hold choices. First-order weights stay as they are.
+    """
+    template = _filled(template, width)
+    views = {name: _with_dims(view, dims, width) for name, view in template["views"].items()}
+    return {**template, "views": views}
+
+
+def _filled(data: Any, width: int) -> Any:
+    """`data` with every choice of the embedding's width made."""
+    if isinstance(data, Mapping):
+        return width if data.get("name") == WIDTH else {key: _filled(value, width) for key, value in data.items()}
+    return [_filled(item, width) for item in data] if isinstance(data, list | tuple) else data
+
+
+def _with_dims(view: Data, dims: Mapping[str, Any], width: int) -> Data:
+    encoders = dict(view["encoders"])
+    tables = [name for name, encoder in encoders.items() if encoder["kind"] == "table" and encoder["dim"] == width]
+    if not set(tables) & dims.keys():
+        return view
+    encoders |= {name: {"kind": "table", "dim": dims[name]} for name in tables}
+    return {**view, "encoders": encoders, "align": "lift", "width": width}
