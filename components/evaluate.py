@@ -21,6 +21,7 @@ import torch
 from scipy import stats
 
 from components import report, serve
+from components.bins import learned_bins
 from components.events import Emit
 from components.serve import score
 from components.settings import EvaluateSpec
@@ -113,6 +114,7 @@ class _Comparison:
         if self.champion_losses is None:
             self.champion_losses = losses
         seeds = model["seeds"]
+        first = self._load(model, seeds[0])
         return {
             "name": model["name"],
             "origin": model["origin"],
@@ -128,7 +130,8 @@ class _Comparison:
             "train_seconds": sum(seed["seconds"] for seed in seeds),
             "train_samples": sum(seed["samples"] for seed in seeds),
             "seeds": [{key: seed[key] for key in ("seed", "best_epoch", "epochs", "seconds")} for seed in seeds],
-            "latency": self._latency(self._load(model, seeds[0])),
+            "figures": learned_bins(first, self.schema),
+            "latency": self._latency(first),
             "against_champion": _paired_t_test(losses, self.champion_losses),
         }
 

@@ -27,6 +27,7 @@ from trainer.metrics import MAIN
 from trainer.schema import DatasetSchema
 from trainer.search import run_studies
 from trainer.shapes import count
+from trainer.space import pinned
 from trainer.study import Study, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Outcome, discard
@@ -130,7 +131,8 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: 
         supernet = method.plan(settings) if method.plan else None
         studies.append(study(spec.method, method.space(schema, settings), spec.trials, supernet))
     for baseline in train.baselines:
-        studies.append(study(baseline.name, zoo.template(baseline.name, schema), baseline.trials or spec.trials))
+        template = pinned(zoo.template(baseline.name, schema), baseline.choices)
+        studies.append(study(baseline.name, template, baseline.trials or spec.trials))
     if not studies:
         raise UserError("nothing to train: name a search.method or at least one of train.baselines")
     return studies

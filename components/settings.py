@@ -53,6 +53,10 @@ class Baseline(BaseModel):
 
     name: str = Field(description="model of the zoo, such as deepfm")
     trials: int | None = Field(default=None, ge=1, description="trials of its own search; search.trials if not set")
+    choices: dict[str, Any] = Field(
+        default={},
+        description="values of the model's own choices, such as {mlp.units: [128, 128]}",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -4,8 +4,9 @@ The model is the single source: validation, `dalil render`, the CRD's schema and
 Light on purpose (pydantic and YAML only): `dalil validate` must answer at once.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from components.dataset import DatasetSpec
 from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
 from pipelines.document import Document, Override
-from pipelines.messages import Problem, SpecError, explain, suggest
+from pipelines.messages import KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
 from trainer.methods.settings import BackboneSettings
 from trainer.schema import Task
@@ -121,13 +122,23 @@ def _wrong_backbone(spec: PipelineSpec) -> list[Problem]:
     settings = getattr(spec.search, method, None)
     if not isinstance(settings, BackboneSettings):
         return []
+    path = ("spec", "search", method)
     fitting = [name for name in zoo.names() if settings.opens(zoo.parts(name))]
     if settings.backbone in fitting:
-        return []
+        return _wrong_choices((*path, "choices"), settings.backbone, settings.choices)
     known = settings.backbone in zoo.names()
     what = f"{method} finds nothing to open in {settings.backbone}" if known else f"no model {settings.backbone!r}"
-    path = ("spec", "search", method, "backbone")
-    return [Problem(path, f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
+    return [Problem((*path, "backbone"), f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
+
+
+def _wrong_choices(path: KeyPath, model: str, choices: Mapping[str, Any]) -> list[Problem]:
+    """Pinned choices that the model does not have."""
+    known = zoo.choices(model)
+    return [
+        Problem((*path, name), f"{model} has no choice {name!r}; {suggest(name, known)}")
+        for name in choices
+        if name not in known
+    ]
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
@@ -143,6 +154,8 @@ def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
         elif "sequence" in zoo.needs(baseline.name) and not histories:
             message = f"{baseline.name} needs a sequence; add one to dataset.fields, or leave {baseline.name} out"
             problems.append(Problem(path, message))
+        else:
+            problems += _wrong_choices((*path, "choices"), baseline.name, baseline.choices)
         if baseline.name in seen:
             problems.append(Problem(path, f"{baseline.name} stands in the list twice"))
         seen.add(baseline.name)

@@ -76,11 +76,13 @@ class RawEncoder(_Data):
 class BinsEncoder(_Data):
     """Numeric: soft bins with a learned vector each (AutoDis, Guo 2021); a missing value has a vector of its own.
 
-    The value, mapped from `range` to [0, 1], gives `bins` logits h -> W h + skip * h + c, h = LeakyReLU(w x + b); their
-    softmax at `temperature` weighs the bins' vectors. `adaptive`: the temperature is `temperature` plus or minus at
-    most this, by a small network of the value. `aggregation`: the weighted average of all vectors, the vector of the
-    greatest weight, or the plain sum of the `top` greatest. `bias: false` leaves out b and c, as version 2 of the paper
-    has it; its logits are then proportional to a value of one sign, so that the order of the bins never changes.
+    The value, mapped from `range` to [0, 1], gives `bins` logits (bins - 1)^2 (h + W h + c), h = LeakyReLU(w x + b);
+    their softmax at `temperature` weighs the bins' vectors. At temperature 1 fresh bins are as wide as their distance;
+    the paper's skip factor is 1, for with a free W any other gives the same networks. `adaptive`: the temperature is
+    `temperature` plus or minus at most this, by a small network of the value. `aggregation`: the weighted average of
+    all vectors, the vector of the greatest weight, or the plain sum of the `top` greatest. `bias: false` leaves out b
+    and c, as version 2 of the paper has it; logits are then proportional to a value of one sign, and the order of the
+    bins is the same for all of these.
     """
 
     kind: Literal["bins"] = "bins"
@@ -88,7 +90,6 @@ class BinsEncoder(_Data):
     bins: PositiveInt = 20
     temperature: PositiveFloat = 1.0
     adaptive: PositiveFloat | None = None
-    skip: float = 0.5
     bias: bool = True
     aggregation: Literal["average", "max", "top"] = "average"
     top: PositiveInt = 3

@@ -79,6 +79,18 @@ def active(space: Any, choose: Chooser) -> Params:
     return params
 
 
+def pinned(space: Any, values: Mapping[str, Any]) -> Any:
+    """`space` with the choices named in `values` made: the option of that label, else the value itself."""
+    if isinstance(space, Mapping):
+        if "?" in space and space.get("name") in values:
+            value, labels = values[space["name"]], space.get("labels")
+            made = space["?"][labels.index(value)] if labels else value
+            # An option of a splice is a list of items: it stays a choice, of one.
+            return {"?": [made], "splice": True} if space.get("splice") else pinned(made, values)
+        return {key: pinned(value, values) for key, value in space.items()}
+    return [pinned(item, values) for item in space] if isinstance(space, list | tuple) else space
+
+
 def choices(space: Any) -> dict[str, Choice]:
     """Every choice of `space` by name, whichever option it lies in, in reading order.
 

@@ -1,22 +1,29 @@
 """What every search method must keep, whatever it searches."""
 
 import json
+import math
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from components.settings import SearchSpec
 from tests.trainer.mixed import batch_of, flat_schema, mixed_schema
+from trainer import zoo
 from trainer.architecture import Architecture
-from trainer.build import build
+from trainer.build import Model, build
 from trainer.candidate import Candidate, candidate_space
+from trainer.data import Jagged, Table
+from trainer.engines.gradient import Schedule, Trace
+from trainer.errors import UserError
+from trainer.methods.base import Opening
+from trainer.methods.settings import BackboneSettings
 from trainer.methods.table import METHODS
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
@@ -34,57 +41,253 @@ SCHEMAS = {
     for name, make in (("mixed", mixed_schema), ("categorical", flat_schema), ("numeric", numeric_schema))
     for task in ("ctr", "rating")
 }
+NEEDS = {"autodim": "categorical", "field_dims": "categorical", "mde": "categorical", "autodis": "numeric"}
+"""The kind of field that a method is about."""
 
-pytestmark = [
-    pytest.mark.parametrize("method", METHODS.values(), ids=METHODS),
-    pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS),
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "autofis": {"triples": {"triples": [False, True]}, "top": {"select": "top"}, "random": {"select": "random"}},
+    "autodim": {"simple": {"update": "training"}, "one width": {"dims": [3]}},
+    "autodis": {
+        "several": {"encoders": ["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]},
+        "bins": {"adaptive": [False, True], "aggregation": ["average", "max", "top"]},
+    },
+    "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
+}
+"""Settings beside the defaults, for methods whose defaults leave much closed."""
+
+
+def fits(method: str, schema: DatasetSchema) -> bool:
+    return method not in NEEDS or bool(schema.names(NEEDS[method]))  # type: ignore[arg-type]
+
+
+PAIRS = [(method, name) for method in METHODS for name in SCHEMAS]
+FITTING = [(method, name) for method, name in PAIRS if fits(method, SCHEMAS[name])]
+every_method = pytest.mark.parametrize(("method", "name"), FITTING, ids=["-".join(pair) for pair in FITTING])
+
+OPENINGS = [
+    pytest.param(method, name, variant, id=f"{method}-{name}-{title}")
+    for method, name in FITTING
+    if METHODS[method].supernet is not None
+    for title, variant in {"defaults": {}, **VARIANTS.get(method, {})}.items()
+    if not (variant.get("triples") and name.startswith("numeric"))  # two fields make no triple
 ]
+every_opening = pytest.mark.parametrize(("method", "name", "variant"), OPENINGS)
 
 
-def template(method: ModuleType, schema: DatasetSchema) -> dict[str, Any]:
-    name = next(name for name, module in METHODS.items() if module is method)
-    settings = getattr(SearchSpec(method=name), name)  # type: ignore[arg-type]
-    space: dict[str, Any] = method.space(schema, settings)
-    return space
+def settings_of(method: str, **given: Any) -> Any:
+    return getattr(SearchSpec.model_validate({"method": method, method: given}), method)
+
+
+def space_of(method: str, schema: DatasetSchema, tune: TuneSettings | None = None, **given: Any) -> dict[str, Any]:
+    """The method's space of candidates."""
+    settings, chosen = settings_of(method, **given), METHODS[method]
+    plan = chosen.plan(settings) if chosen.plan else None
+    return candidate_space(chosen.space(schema, settings), TrainSettings(), tune or TuneSettings(), plan)
 
 
 def randomly(random: Random, choice: Choice) -> int:
     return random.randrange(len(choice.labels))
 
 
-def test_the_template_is_json_with_consistent_choices(method: ModuleType, schema: DatasetSchema) -> None:
-    space = template(method, schema)
+def rows_of(schema: DatasetSchema, rows: int = 60, seed: int = 0) -> Table:
+    batch = batch_of(schema, rows=rows, seed=seed)
+    sequences = {}
+    for name, ids_BT in batch.sequences.items():
+        lengths = batch.lengths[name]
+        valid_BT = torch.arange(ids_BT.shape[1]) < lengths[:, None]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        sequences[name] = Jagged(ids_BT[valid_BT].int(), offsets)
+    return Table(schema, batch.categorical.int(), batch.numeric, batch.label, sequences)
+
+
+def opened(candidate: Candidate, schema: DatasetSchema) -> Any:
+    """The supernet of a candidate, on a few rows."""
+    assert candidate.supernet is not None
+    open_supernet = METHODS[candidate.supernet["method"]].supernet
+    assert open_supernet is not None
+    train, valid = rows_of(schema), rows_of(schema, seed=1)
+    return open_supernet(Opening(candidate.architecture, candidate.supernet, candidate.training, train, valid, seed=1))
+
+
+def loss(model: Model, schema: DatasetSchema) -> Tensor:
+    output = model(batch_of(schema))
+    assert output.shape == (8,)
+    return output.square().sum()
+
+
+def finite(model: Model) -> bool:
+    return all(weight.grad is None or bool(torch.isfinite(weight.grad).all()) for weight in model.parameters())
+
+
+def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
+    """Forward and backward reach every weight that the description counts."""
+    model = build(architecture, label_mean=schema.label_mean, table_init=0.1, seed=0)
+    loss(model, schema).backward()
+    assert finite(model)
+    assert sum(weight.numel() for weight in model.parameters()) == count(architecture).total
+
+
+# ---- spaces ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_of_a_pipeline_file_is_in_the_table() -> None:
+    named = set(SearchSpec.model_json_schema()["properties"]["method"]["enum"])
+    assert named - {"none"} == set(METHODS)
+    for method in METHODS.values():
+        assert (method.plan is None) == (method.supernet is None)
+
+
+@every_method
+def test_the_space_is_json_with_consistent_choices(method: str, name: str) -> None:
+    space = space_of(method, SCHEMAS[name])
     assert json.loads(json.dumps(space)) == space
+    assert choices(METHODS[method].space(SCHEMAS[name], settings_of(method)))
     assert choices(space)
-    assert space == template(method, schema)
+    assert space == space_of(method, SCHEMAS[name])
 
 
-def test_every_filling_is_an_architecture(method: ModuleType, schema: DatasetSchema) -> None:
-    space = candidate_space(template(method, schema), TrainSettings(), TuneSettings())
-    random = Random(1)
-    hashes = set()
+@pytest.mark.parametrize(
+    ("method", "name"), [pair for pair in PAIRS if pair not in FITTING], ids=lambda part: str(part)
+)
+def test_a_dataset_without_the_fields_that_a_method_is_about_is_refused(method: str, name: str) -> None:
+    """Else every trial would be the same, and nobody would know why."""
+    with pytest.raises(UserError, match=rf"^search.method: {method} .*{NEEDS[method]}.* none$"):
+        space_of(method, SCHEMAS[name])
+
+
+@every_method
+def test_every_filling_is_an_architecture(method: str, name: str) -> None:
+    schema, random, hashes = SCHEMAS[name], Random(1), set()
+    space = space_of(method, schema)
     for _ in range(150):
         candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
         assert candidate.architecture.task == schema.task
         assert count(candidate.architecture).total > 0
+        assert Candidate.from_dict(json.loads(json.dumps(candidate.to_dict()))).hash == candidate.hash
         hashes.add(candidate.hash)
-    assert len(hashes) > 75
+    fillings = math.prod(len(choice.labels) for choice in choices(space).values())
+    assert len(hashes) > min(150, fillings) / 2
 
 
-def test_fillings_train(method: ModuleType, schema: DatasetSchema) -> None:
-    """Forward and backward, for the all-defaults filling and some random ones."""
-    space, random = template(method, schema), Random(2)
+@every_method
+def test_fillings_train(method: str, name: str) -> None:
+    """For the all-defaults filling and some random ones."""
+    space, random = space_of(method, SCHEMAS[name])["architecture"], Random(2)
     fillings = [fill_params(space, defaults(space))]
     fillings += [fill(space, partial(randomly, random)) for _ in range(7)]
     for filling in fillings:
-        model = build(Architecture.from_dict(filling), label_mean=schema.label_mean, table_init=0.1, seed=0)
-        output = model(batch_of(schema))
-        assert output.shape == (8,)
-        output.sum().backward()
-        assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+        trained_a_step(Architecture.from_dict(filling), SCHEMAS[name])
 
 
-def test_the_settings_are_light_to_import(method: ModuleType, schema: DatasetSchema) -> None:
+# ---- supernets ------------------------------------------------------------------------------------------------------
+
+
+@every_opening
+def test_a_plan_is_json_and_names_its_method(method: str, name: str, variant: dict[str, Any]) -> None:
+    plan = METHODS[method].plan
+    assert plan is not None
+    made = plan(settings_of(method, **variant))
+    assert json.loads(json.dumps(made)) == made
+    assert made["method"] == method
+
+
+@every_opening
+def test_a_supernet_learns_and_derives_at_any_moment(method: str, name: str, variant: dict[str, Any]) -> None:
+    """Before, while and after its gates learn, for random backbones and plans."""
+    schema, random = SCHEMAS[name], Random(3)
+    space = space_of(method, schema, **variant)
+    for _ in range(3):
+        candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
+        net = opened(candidate, schema)
+        trained_a_step(net.derive(), schema)
+        if net.gates:
+            for progress, frozen, deciding in ((0.0, True, False), (0.5, False, True)):
+                assert_learns(net, schema, progress, frozen, deciding)
+            net.relax(1.0, frozen=False, deciding=False)
+        trained_a_step(net.derive(), schema)
+
+
+def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool, deciding: bool) -> None:
+    """A pass with a step of the gates, which are parameters of the model and whose gradients are finite."""
+    net.relax(progress, frozen=frozen, deciding=deciding)
+    net.model.zero_grad()
+    loss(net.model, schema).backward()
+    assert finite(net.model)
+    if deciding or net.schedule.level == "single":
+        net.optimizer(10).step()
+    inside = {id(weight) for weight in net.model.parameters()}
+    assert all(id(gate) in inside for gate in net.gates.values())
+
+
+@every_opening
+def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dict[str, Any]) -> None:
+    net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
+    assert isinstance(net.schedule, Schedule)
+    if len(net.gates) and not all(gate.shape[-1] == 1 for gate in net.gates.values()):
+        net.relax(0.3, frozen=False, deciding=True)
+        loss(net.model, SCHEMAS[name]).backward()
+        assert any((gate.grad != 0).any() for gate in net.gates.values())
+
+
+@every_opening
+def test_figures_are_plain_data(method: str, name: str, variant: dict[str, Any]) -> None:
+    net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
+    values = {gate: torch.stack([value.detach(), value.detach() + 0.1]) for gate, value in net.gates.items()}
+    figures = net.figures(Trace([0.0, 1.0], values))
+    assert json.loads(json.dumps(figures)) == figures
+    assert bool(figures) == bool(net.gates)
+    for figure in figures:
+        assert figure["kind"] in ("heatmap", "curves", "table")
+
+
+BACKBONES = [
+    (method, backbone)
+    for method in METHODS
+    if isinstance(settings_of(method), BackboneSettings)
+    for backbone in zoo.names()
+    if settings_of(method).opens(zoo.parts(backbone))
+]
+
+
+@pytest.mark.parametrize(("method", "backbone"), BACKBONES, ids=["-".join(pair) for pair in BACKBONES])
+def test_every_backbone_that_a_pipeline_file_may_name_has_something_to_open(method: str, backbone: str) -> None:
+    """On a dataset with every kind of field: a supernet with something to decide, or a choice that is the method's."""
+    schema, random = mixed_schema(), Random(4)
+    wider = {"encoders": ["scale", "bins"]} if method == "autodis" else {}
+    space = space_of(method, schema, backbone=backbone, **wider)
+    if METHODS[method].supernet is None:
+        assert set(choices(space["architecture"])) - set(choices(zoo.template(backbone, schema)))
+    for _ in range(3):
+        candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
+        if METHODS[method].supernet is not None:
+            net = opened(candidate, schema)
+            assert net.gates
+            loss(net.model, schema).backward()
+            trained_a_step(net.derive(), schema)
+        else:
+            trained_a_step(candidate.architecture, schema)
+
+
+OPENED = [pair for pair in BACKBONES if METHODS[pair[0]].supernet is not None]
+
+
+@pytest.mark.parametrize(("method", "backbone"), OPENED, ids=["-".join(pair) for pair in OPENED])
+def test_every_choice_of_a_backbone_changes_the_supernet(method: str, backbone: str) -> None:
+    """Trials that differ in a choice that the supernet leaves out would be the same search made twice."""
+    schema = mixed_schema()
+    space = space_of(method, schema, backbone=backbone)
+
+    def hash_of(**params: int) -> str:
+        net = opened(Candidate.from_dict(fill_params(space, params)), schema)
+        architecture: Architecture = net.model.architecture
+        return architecture.hash
+
+    for choice in choices(space["architecture"]).values():
+        seen = {hash_of(**{choice.name: index}) for index in range(len(choice.labels))}
+        assert len(seen) == len(choice.labels), choice.name
+
+
+def test_the_settings_are_light_to_import() -> None:
     """The model of the pipeline file embeds them, and `dalil --help` must not wait for torch."""
     script = "import sys, trainer.methods.settings; print({'torch', 'optuna', 'polars'} & set(sys.modules))"
     root = Path(__file__).parents[2]

@@ -76,6 +76,38 @@ CASES = [
     ("[8, 1, one]", "[8, 1, 1]", 10, "spec.dataset.split.ratios[2]: must be a number, not 'one'"),
     ("[8, 1, 0]", "[8, 1, 1]", 10, "spec.dataset.split: 'ratios' must be three positive numbers"),
     ("random", "{by: random, ratios: [8, 1, 1]}", 10, "spec.dataset.split: must be a mapping"),
+    (
+        "method: autofis\n    autofis: {backbone: mlp}",
+        "method: autorec",
+        13,
+        "spec.search.autofis.backbone: autofis finds nothing to open in mlp; "
+        "valid here: afm, deepfm, dlrm, fm, fwfm, ipnn",
+    ),
+    (
+        "method: autofis\n    autofis: {backbone: depfm}",
+        "method: autorec",
+        13,
+        "spec.search.autofis.backbone: no model 'depfm'; did you mean 'deepfm'?",
+    ),
+    (
+        "method: autogroup\n    autogroup:\n      epochs: 2\n      backbone: xyz",
+        "method: autorec",
+        15,
+        "spec.search.autogroup.backbone: no model 'xyz'; valid here: afm,",
+    ),
+    ("method: autodis\n    autodis: {backbone: mf}", "method: autorec", 13, "autodis finds nothing to open in mf"),
+    ("method: autodim\n    autodim: {backbone: din}", "method: autorec", 13, "autodim finds nothing to open in din"),
+    ("method: mde\n    mde: {backbone: neumf}", "method: autorec", 13, "mde finds nothing to open in neumf; valid"),
+    (
+        "method: field_dims\n    field_dims: {backbone: sasrec}",
+        "method: autorec",
+        13,
+        "spec.search.field_dims.backbone: field_dims finds nothing to open in sasrec; valid here: afm, autoint,",
+    ),
+    ("method: autofs", "method: autorec", 12, "did you mean 'autofis'?"),
+    ("method: autofis\n    autodim: {dim: [4]}", "method: autorec", 13, "unknown key; did you mean 'dims'?"),
+    ("method: autodim\n    autodim: {dims: []}", "method: autorec", 13, "dims: must have at least 1 items, not 0"),
+    ("method: autodim\n    autodim: {warm_up: 1}", "method: autorec", 13, "warm_up: must be less than 1, not 1"),
     ("trials: 20\n    trials: 30", "trials: 20", 14, "spec.search.trials: a second time; the first is on line 13"),
     ("\ttrials: 20", "    trials: 20", 13, "a tab; YAML indents with spaces"),
     ("trials: [20", "trials: 20", 14, "not YAML"),
@@ -125,6 +157,26 @@ def test_sequence_models_fit_a_dataset_with_a_history(tmp_path: Path, changes: t
     pipeline = load(file, (*changes, "train.baselines=[din]"))
 
     assert pipeline.spec.train.baselines[0].name == "din"
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("autofis", "dlrm"), ("autodim", "mf"), ("autodis", "din"), ("autogroup", "fm"), ("mde", "dlrm")],
+)
+def test_backbones_that_fit(tmp_path: Path, method: str, backbone: str) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD)
+
+    search = load(file, (f"search.method={method}", f"search.{method}={{backbone: {backbone}}}")).spec.search
+
+    assert getattr(search, method).backbone == backbone
+
+
+def test_the_backbone_of_a_method_that_is_not_used_does_not_matter(tmp_path: Path) -> None:
+    file = tmp_path / "movies.yaml"
+    file.write_text(GOOD)
+
+    assert load(file, ("search.autofis={backbone: mlp}",)).spec.search.method == "autorec"
 
 
 def test_every_mistake_is_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -181,6 +233,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("search.trials.x=3", "spec.search.trials is 20 and has no key 'x'"),
         ("train.baselines.9.trials=3", "spec.train.baselines is a list; its items are 0 to 1"),
         ("train.baselines.x=3", "spec.train.baselines is a list; its items are 0 to 1"),
+        ("search={method: autofis, autofis: {backbone: mlp}}", "autofis finds nothing to open in mlp; valid here: afm"),
         ("evaluate.metric=auc", "--set evaluate.metric=auc: spec.evaluate.metric: auc does not fit"),
     ],
 )

@@ -60,8 +60,19 @@ OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "fm": fields_rule,
     "pairs": lambda draw: {
         "weight": draw.choice(["one", "scalar", {"attention": 3}]),
-        "out": draw.choice(["sum", "linear", "vector"]),
-        "keep": draw.choice(["all", "all", [["user", "item"]], [["item", "n0"], ["item", "user"]]]),
+        "norm": draw.choice(["none", "none", "batch"]),
+        "out": draw.choice(["sum", "each", "linear", "vector"]),
+        **fields_rule(draw),
+    },
+    "triples": lambda draw: {
+        "weight": draw.choice(["one", "scalar"]),
+        "norm": draw.choice(["none", "batch"]),
+        "out": draw.choice(["sum", "each"]),
+        **fields_rule(draw),
+    },
+    "groups": lambda draw: {
+        "order": draw.randint(1, 3),
+        "norm": draw.choice(["none", "batch"]),
         **fields_rule(draw),
     },
     "ffm": lambda draw: {},
@@ -86,7 +97,25 @@ OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "last": lambda draw: {},
     "target_attention": lambda draw: {"units": [draw.choice(DIMS)]},
 }
+LISTING = {"pairs": ("keep", 2), "triples": ("keep", 3), "groups": ("sets", 2)}
 SEQUENCE_OPS = ("pool", "gru", "transformer", "last")
+
+
+def labels(ref: str, views: dict[str, Any]) -> list[str]:
+    name, _, field = ref.partition(".")
+    return [field] if field else list(views[name]["encoders"]) if name in views else [name]
+
+
+def listing(draw: Draw, op: str, names: list[str]) -> dict[str, Any]:
+    """Sets of fields, mostly some that the op takes."""
+    key, least = LISTING[op]
+    if key == "keep" and (len(names) < least or draw.random() < 0.5):
+        return {key: "all"}
+    names = names if draw.random() < 0.9 else [*names, "zip"]
+    least = min(least, len(names))
+    most = least if key == "keep" else len(names)
+    sets = {tuple(draw.sample(names, draw.randint(least, most))) for _ in range(draw.randint(1, 3))}
+    return {key: sorted(sets)}
 
 
 def description(draw: Draw) -> dict[str, Any]:
@@ -106,9 +135,15 @@ def description(draw: Draw) -> dict[str, Any]:
             inputs = [draw.choice(sequences), draw.choice(refs)]
         elif op == "ffm" and aware:
             inputs = [draw.choice(aware)]
+        elif op in LISTING and draw.random() < 0.7:
+            # Fields met twice cannot be listed by name.
+            inputs = [draw.choice([name for name in views if name not in sequences + aware] or refs or list(views))]
         elif op in (*SEQUENCE_OPS, "target_attention", "ffm") and draw.random() < 0.9:
             op = "mlp"
-        nodes.append({"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)})
+        node = {"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)}
+        if op in LISTING:
+            node |= listing(draw, op, [label for ref in inputs for label in labels(ref, views)])
+        nodes.append(node)
         (sequences if op == "transformer" else refs).append(f"n{number}")
     mode, inputs = draw.choice(["sum", "linear"]), some(draw, refs or list(views), 3)
     return {

@@ -5,8 +5,8 @@
 widths, on validation rows, and each field keeps the likeliest.
 
 Ours, where the sources leave it open: values are mapped from their 1st to 99th percentile to [0, 1]; the bins' network
-has biases (see `architecture.BinsEncoder`); equal-width and logarithm buckets span the same range as the bins; tree
-buckets are the thresholds of one decision tree per field on the training labels.
+has biases and starts as equal-width bins (`modules.numbers.Bins`); equal-width and logarithm buckets span the same
+range as the bins; tree buckets are the thresholds of one decision tree per field on the training labels.
 """
 
 from typing import Any

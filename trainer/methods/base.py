@@ -12,6 +12,7 @@ from trainer.errors import UserError
 from trainer.methods.settings import BackboneSettings
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings
+from trainer.space import pinned
 
 Data = dict[str, Any]
 
@@ -34,8 +35,9 @@ class Opening:
 
 
 def backbone(schema: DatasetSchema, settings: BackboneSettings) -> Data:
-    """The space of a method that opens a hand-made model: that model's."""
-    return zoo.template(settings.backbone, schema)
+    """The space of a method that opens a hand-made model: that model's, as far as it is not pinned."""
+    template: Data = pinned(zoo.template(settings.backbone, schema), settings.choices)
+    return template
 
 
 def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
@@ -66,16 +68,9 @@ def with_dims(template: Data, dims: Mapping[str, Any], width: int) -> Data:
 
     `dims` may hold choices. First-order weights stay as they are.
     """
-    template = _filled(template, width)
+    template = pinned(template, {WIDTH: width})
     views = {name: _with_dims(view, dims, width) for name, view in template["views"].items()}
     return {**template, "views": views}
-
-
-def _filled(data: Any, width: int) -> Any:
-    """`data` with every choice of the embedding's width made."""
-    if isinstance(data, Mapping):
-        return width if data.get("name") == WIDTH else {key: _filled(value, width) for key, value in data.items()}
-    return [_filled(item, width) for item in data] if isinstance(data, list | tuple) else data
 
 
 def _with_dims(view: Data, dims: Mapping[str, Any], width: int) -> Data:

@@ -1,7 +1,7 @@
 """Settings of the search methods, as written in a pipeline file; light to import, for the file's model embeds them."""
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -25,6 +25,10 @@ class BackboneSettings(BaseModel):
     """Parts that it cannot leave as they are."""
 
     backbone: str = Field(default="deepfm", description="model of the zoo that is opened")
+    choices: dict[str, Any] = Field(
+        default={},
+        description="values of the backbone's own choices, such as {mlp.units: [128, 128]}",
+    )
 
     @classmethod
     def opens(cls, parts: Collection[str]) -> bool:
@@ -75,11 +79,11 @@ class AutoDimSettings(WidthSettings):
         default="validation",
         description="rows that decide; training: the weights' own batches (AutoDim-s, which ends wider)",
     )
-    every: int = Field(default=10, ge=1, description="steps of the weights for each step of the gates")
+    every: int = Field(default=2, ge=1, description="steps of the weights for each step of the gates")
     warm_up: float = Field(
-        default=0.25, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all widths"
+        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all widths"
     )
-    gate_learning_rate: float = Field(default=0.02, gt=0, description="Adam's rate for the gates")
+    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
     epochs: int = Field(default=4, ge=1, description="passes over the training rows")
 
 
@@ -109,7 +113,7 @@ class AutoDisSettings(BackboneSettings):
     )
     bins: list[PositiveInt] = Field(default=[20, 40], min_length=1, description="bins: their number per field")
     temperature: list[PositiveFloat] = Field(
-        default=[0.3, 1.0], min_length=1, description="bins: of the softmax over bins; low: nearly one bin per value"
+        default=[0.5, 1.0], min_length=1, description="bins: their softness; 1: fresh bins as wide as their distance"
     )
     adaptive: list[bool] = Field(
         default=[False], min_length=1, description="bins: a temperature per value, within half to one and a half of it"
@@ -120,11 +124,11 @@ class AutoDisSettings(BackboneSettings):
     buckets: list[PositiveInt] = Field(
         default=[20], min_length=1, description="fixed buckets: their number per field, at most"
     )
-    every: int = Field(default=10, ge=1, description="several encoders: steps of the weights per step of the gates")
+    every: int = Field(default=2, ge=1, description="several encoders: steps of the weights per step of the gates")
     warm_up: float = Field(
-        default=0.25, ge=0, lt=1, description="several encoders: share of the search with equal weights for all"
+        default=0.3, ge=0, lt=1, description="several encoders: share of the search with equal weights for all"
     )
-    gate_learning_rate: float = Field(default=0.02, gt=0, description="several encoders: Adam's rate for the gates")
+    gate_learning_rate: float = Field(default=0.01, gt=0, description="several encoders: Adam's rate for the gates")
     epochs: int = Field(default=4, ge=1, description="several encoders: passes over the training rows")
 
 

@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from trainer.architecture import BinsEncoder, BucketsEncoder, Encoder, RawEncoder
 
+DEVIATION = 0.3
+"""How far one unit of a weight of the bins' network reaches: a bin's centre moves by this part of its width."""
+
 
 @dataclass(frozen=True)
 class NumberSource:
@@ -89,6 +92,11 @@ class Raw(nn.Module):
 class Bins(nn.Module):
     """Soft bins, each with a learned vector (Guo 2021, section 3; settings in `architecture.BinsEncoder`).
 
+    The network starts as equal-width bins: with w_h = c_h, W = 0 and c = -c_h²/2 for centres c_h spread evenly over
+    [0, 1], the logits are those of a Gaussian around each centre, one bin wide at temperature 1. What is learned are
+    the deviations from that, each scaled so that an optimizer's step moves a bin by a small part of its width. From
+    random weights, or with full steps, training tears the bins apart before their vectors mean anything.
+
     The global statistics that the paper feeds to the network of the adaptive temperature are constants of a field, so
     here its bias stands for them. Slope of LeakyReLU: 0.01. No gradient reaches the bins' weights through the
     aggregations `max` and `top`, only the chosen vectors.
@@ -97,16 +105,18 @@ class Bins(nn.Module):
     def __init__(self, sources: Sequence[NumberSource], encoder: BinsEncoder, init: float) -> None:
         super().__init__()
         fields, bins = len(sources), encoder.bins
-        self.encoder = encoder
+        self.encoder, self.steps = encoder, max(bins - 1, 1)
         self.vectors = nn.Parameter(torch.empty(fields, bins, encoder.dim).normal_(std=init))
         self.missing = _missing(sources, init)
-        self.first = nn.Parameter(torch.empty(fields, bins).normal_())
-        self.second = nn.Parameter(torch.empty(fields, bins, bins).normal_(std=bins**-0.5))
-        self.biases = nn.Parameter(torch.empty(2, fields, bins).normal_()) if encoder.bias else None
+        self.first = nn.Parameter(torch.zeros(fields, bins))
+        self.second = nn.Parameter(torch.zeros(fields, bins, bins))
+        self.biases = nn.Parameter(torch.zeros(2, fields, bins)) if encoder.bias else None
         self.temperature = _Temperature(fields, encoder) if encoder.adaptive is not None else None
         ranges = torch.tensor([_range(source.encoder) for source in sources])
+        self.register_buffer("centres", torch.linspace(0, 1, bins), persistent=False)
         self.register_buffer("low", ranges[:, 0], persistent=False)
         self.register_buffer("span", ranges[:, 1] - ranges[:, 0], persistent=False)
+        self.centres: Tensor
         self.low: Tensor
         self.span: Tensor
 
@@ -123,12 +133,16 @@ class Bins(nn.Module):
 
     def logits(self, x_BN: Tensor) -> Tensor:
         """The bins' logits for values that are mapped to [0, 1] already: (B, n, bins)."""
-        hidden_BNH = x_BN[..., None] * self.first
+        deviation = DEVIATION / self.steps
+        hidden_BNH = x_BN[..., None] * (self.centres + deviation * self.first)
         if self.biases is not None:
-            hidden_BNH = hidden_BNH + self.biases[0]
+            hidden_BNH = hidden_BNH + deviation * self.biases[0]
         hidden_BNH = functional.leaky_relu(hidden_BNH)
-        logits_BNH = torch.einsum("bnh,nhk->bnk", hidden_BNH, self.second) + self.encoder.skip * hidden_BNH
-        return logits_BNH if self.biases is None else logits_BNH + self.biases[1]
+        mixed_BNH = torch.einsum("bnh,nhk->bnk", hidden_BNH, self.second)
+        logits_BNH = hidden_BNH + deviation / self.steps * mixed_BNH
+        if self.biases is not None:
+            logits_BNH = logits_BNH - self.centres.square() / 2 + deviation * self.biases[1]
+        return self.steps**2 * logits_BNH
 
     def _temperatures(self, x_BN: Tensor) -> float | Tensor:
         return self.encoder.temperature if self.temperature is None else self.temperature(x_BN)[..., None]

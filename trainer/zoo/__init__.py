@@ -45,6 +45,18 @@ def parts(name: str) -> frozenset[str]:
     return frozenset(_parts(_load(name)["architecture"]))
 
 
+def choices(name: str) -> tuple[str, ...]:
+    """The names of the choices that the model's file leaves open."""
+    return tuple(_choices(_load(name)["architecture"]))
+
+
+def _choices(data: Any) -> dict[str, None]:
+    if isinstance(data, dict):
+        own = {data["name"]: None} if "?" in data else {}
+        return own | _choices(list(data.values()))
+    return {name: None for item in data for name in _choices(item)} if isinstance(data, list) else {}
+
+
 def _parts(data: Any) -> Iterator[str]:
     if isinstance(data, dict):
         yield from (data[key] for key in ("op", "kind", "name") if isinstance(data.get(key), str))

@@ -1,0 +1,208 @@
+"""Searches by gradient against their baselines: `python tests/benchmarks/supernets.py TABLE --source FILE`.
+
+    autofis     MovieLens-1M as clicks: gates on FM and DeepFM against five models, no pruning, and a random mask
+    autodim     MovieLens-1M as clicks: FM, Wide & Deep, DeepFM with full, power-law, random and searched widths
+    autogroup   MovieLens-1M as clicks: groups on FM and DeepFM against both
+    autodis     a Criteo sample as CSV with header: soft bins against fixed encodings, and a choice per field
+    cost        MovieLens-1M as clicks: wall time of one search over that of one training of the same DeepFM
+
+Every row of a table is a pipeline of its own, with the same rows, splits, seeds and number of trials over the same
+values of the tables' L2; a trial of a search by gradient trains twice (the supernet, then what was derived), so random
+widths get twice as many. A killed command goes on where it stood when it is given again.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from results import CRITEO_CSV, run
+
+SEEDS, TRIALS = 5, 4
+PINNED = {"embedding.dim": 16, "mlp.units": [128, 128], "mlp.dropout": 0.0}
+TUNED = {"search.tune": {"table_l2": [1e-4, 4e-4, 1e-3, 1e-5]}, "train.table_l2": 1e-4}
+COMMON = {
+    **TUNED,
+    "search.sampler": "random",
+    "search.trials": TRIALS,
+    "search.workers": 2,
+    "train.seeds": SEEDS,
+    "train.baselines": [],
+}
+OWN_CHOICES = {
+    "fm": ("embedding.dim",),
+    "fwfm": ("embedding.dim",),
+    "afm": ("embedding.dim",),
+    "wide_deep": ("mlp.units", "mlp.dropout", "embedding.dim"),
+    "deepfm": ("mlp.units", "mlp.dropout", "embedding.dim"),
+}
+
+Row = tuple[str, dict[str, Any]]
+
+
+def choices(model: str, *, without: str = "") -> dict[str, Any]:
+    """What is pinned of a model of the zoo."""
+    return {name: PINNED[name] for name in OWN_CHOICES[model] if name != without}
+
+
+def zoo(model: str) -> Row:
+    pinned = choices(model) if model in OWN_CHOICES else {"embedding.dim": 4}
+    return model, {"search.method": "none", "train.baselines": [{"name": model, "choices": pinned}]}
+
+
+def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> Row:
+    """A method on a backbone. Methods that set widths leave the embedding's open."""
+    sized = method in ("autodim", "field_dims", "mde")
+    section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
+    return f"{name} ({backbone})", {
+        "search.method": method,
+        "search.trials": trials,
+        f"search.{method}": section | settings,
+    }
+
+
+def autofis(backbone: str, share: float) -> list[Row]:
+    return [
+        opened("AutoFIS", "autofis", backbone, threshold=[2.0]),
+        opened("no pruning", "autofis", backbone, threshold=[0.0], epochs=1),
+        opened("random mask", "autofis", backbone, select="random", keep=[share], epochs=1),
+    ]
+
+
+def autodim(backbone: str) -> list[Row]:
+    return [
+        opened("FDE", "field_dims", backbone, dims=[16]),
+        opened("MDE", "mde", backbone, base=16, temperature=[0.1, 0.2, 0.3], trials=2 * TRIALS),
+        opened("random", "field_dims", backbone, dims=[2, 4, 8, 16], trials=2 * TRIALS),
+        opened("AutoDim-s", "autodim", backbone, dims=[2, 4, 8, 16], update="training", every=1),
+        opened("AutoDim", "autodim", backbone, dims=[2, 4, 8, 16]),
+    ]
+
+
+ENCODERS = ("scale", "equal_width", "equal_frequency", "logarithm", "tree", "bins")
+TABLES: dict[str, list[Row]] = {
+    "autofis": [zoo(name) for name in ("fm", "fwfm", "afm", "ffm", "deepfm")],
+    "autodim": [row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
+    "autogroup": [
+        *[zoo(name) for name in ("fm", "deepfm")],
+        *[opened("AutoGroup", "autogroup", backbone, dims=[16]) for backbone in ("fm", "deepfm")],
+    ],
+    "autodis": [
+        *[opened(kind, "autodis", "deepfm", encoders=[kind], bins=[20], temperature=[1.0]) for kind in ENCODERS],
+        opened("choice per field", "autodis", "deepfm", encoders=list(ENCODERS), bins=[20], temperature=[1.0]),
+    ],
+}
+
+
+def main() -> None:
+    """Run the pipelines of a table and print it as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=[*TABLES, "cost"])
+    parser.add_argument("--source", required=True, help="URL of the rows")
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    if arguments.table == "cost":
+        cost(arguments.source, arguments.output)
+    else:
+        lines = table(arguments.table, arguments.source, arguments.output)
+        print("\n".join(["", f"{arguments.table}: {SEEDS} seeds, {TRIALS} trials", "", *lines]))
+    print(f"\nwall time {(time.monotonic() - started) / 60:.1f} min")
+
+
+def table(name: str, source: str, output: Path) -> list[str]:
+    file = "criteo.yaml" if name == "autodis" else "movielens-ctr.yaml"
+    extra = CRITEO_CSV if name == "autodis" else {}
+
+    def report(row: Row) -> tuple[str, Mapping[str, Any]]:
+        label, changes = row
+        folder = output / f"{name}-{''.join(c if c.isalnum() else '-' for c in label)}"
+        return label, run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
+
+    reports = [report(row) for row in TABLES[name]]
+    if name == "autofis":
+        for backbone in ("fm", "deepfm"):
+            # The random mask keeps as many pairs as the search did.
+            reports.append(report(autofis(backbone, 0.5)[0]))
+            share = kept_share(reports[-1][1])
+            reports += [report(row) for row in autofis(backbone, share)[1:]]
+    return markdown(reports)
+
+
+def kept_share(report: Mapping[str, Any]) -> float:
+    architecture = report["leaderboard"][0]["architecture"]
+    node = next(node for node in architecture["nodes"] if node["op"] == "pairs")
+    fields = len(architecture["views"]["e"]["encoders"])
+    return 1.0 if node["keep"] == "all" else len(node["keep"]) / (fields * (fields - 1) / 2)
+
+
+def markdown(reports: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    lines = [
+        "| model | AUC | log loss | embedding parameters | pairs | widths | search s | train s |",
+        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for label, report in reports:
+        entry = report["leaderboard"][0]
+        auc, loss = entry["metrics"]["test"]["auc"], entry["metrics"]["test"]["logloss"]
+        figures = f"{auc['mean']:.4f} ± {auc['std']:.4f} | {loss['mean']:.4f} ± {loss['std']:.4f}"
+        seconds = f"{entry['search_seconds']:.0f} | {entry['train_seconds']:.0f}"
+        facts = f"{entry['parameters']['tables']:,} | {pairs(entry['architecture'])} | {widths(entry['architecture'])}"
+        lines.append(f"| {label} | {figures} | {facts} | {seconds} |")
+    return lines
+
+
+def pairs(architecture: Mapping[str, Any]) -> str:
+    kept = [node["keep"] for node in architecture["nodes"] if node["op"] == "pairs"]
+    return "" if not kept else "all" if kept[0] == "all" else str(len(kept[0]))
+
+
+def widths(architecture: Mapping[str, Any]) -> str:
+    encoders = architecture["views"].get("e", {"encoders": {}})["encoders"].values()
+    dims = [encoder["dim"] for encoder in encoders if encoder["kind"] == "table"]
+    return "" if len(set(dims)) < 2 else " ".join(map(str, dims))
+
+
+def cost(source: str, output: Path) -> None:
+    """One training of DeepFM, one AutoFIS search, one AutoDim search: one thread, one process, one after the other."""
+    import torch
+
+    from trainer import data
+    from trainer.architecture import Architecture
+    from trainer.build import build
+    from trainer.engines import gradient
+    from trainer.fit import fit
+    from trainer.methods.base import Opening
+    from trainer.methods.settings import AutoDimSettings, AutoFISSettings
+    from trainer.methods.table import METHODS
+    from trainer.schema import DatasetSchema
+    from trainer.settings import TrainSettings
+    from trainer.space import fill_params
+
+    once = {"search.method": "none", "train.baselines": ["fm"], "search.trials": 1, "train.seeds": 1, "train.epochs": 1}
+    run("movielens-ctr.yaml", output / "cost", {"dataset.source": source, **once})
+    folder = output / "cost" / "ingest"
+    schema = DatasetSchema.load(folder)
+    train, valid = (data.load(folder, split, schema) for split in ("train", "valid"))
+    training = TrainSettings(batch_size=8192, epochs=20, learning_rate=3e-3, table_l2=4e-4, average=0.996)
+    torch.set_num_threads(1)
+    seconds = {}
+    for name, settings in (("autofis", AutoFISSettings()), ("autodim", AutoDimSettings())):
+        method = METHODS[name]
+        assert method.plan is not None
+        assert method.supernet is not None
+        backbone = Architecture.from_dict(fill_params(method.space(schema, settings), {}))
+        if "training" not in seconds:
+            model = build(backbone, label_mean=schema.label_mean, table_init=training.table_init, seed=1)
+            seconds["training"] = fit(model, train, valid, training, task="ctr", seed=1).seconds
+        opening = Opening(backbone, fill_params(method.plan(settings), {}), training, train, valid, 1)
+        seconds[name] = gradient.search(method.supernet(opening), train, valid, training, seed=1).seconds
+    for name in ("autofis", "autodim"):
+        print(f"{name}: {seconds[name]:.0f} s, {seconds[name] / seconds['training']:.2f} of a training's")
+    print(f"training: {seconds['training']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
