@@ -19,7 +19,7 @@ This module and `trainer.shapes` import no torch, so that a description can be c
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
@@ -391,10 +391,11 @@ class Architecture(_Data):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def live(self) -> "Architecture":
-        """This architecture without nodes, views and encoders that the head does not reach. Fields all stay."""
+        """This architecture without nodes, views and encoders that no way to the head reads. Fields all stay."""
         used = reached(self)
         nodes = tuple(node for node in self.nodes if node.id in used)
-        return self.model_copy(update={"nodes": nodes, "views": _live_views(self, used)})
+        listed = self.model_copy(update={"nodes": nodes, "views": _live_views(self, used)})
+        return listed.model_copy(update={"views": {name: _listed_view(listed, name) for name in listed.views}})
 
     def resolve(self, ref: str) -> tuple[str, str | None]:
         """(view, field) or (view, None) for a reference to a view, (node id, None) for one to a node."""
@@ -509,6 +510,26 @@ def _live_views(architecture: Architecture, used: set[str]) -> dict[str, View]:
     return views
 
 
+def _listed_view(architecture: Architecture, name: str) -> View:
+    """A view without the fields that nobody reads: those in no set of the nodes that are its only readers."""
+    view = architecture.views[name]
+    parts = {name, *(f"{name}.{field}" for field in view.encoders)}
+    readers = [node for node in architecture.nodes if parts & set(node.inputs)]
+    sets = [named_sets(node) for node in readers if getattr(node, "align", None) in (None, "lift")]
+    shared = any(_shared_view(other) == name for other in architecture.views.values())
+    fixed = (view.align is not None and view.width is None) or _field_aware(view) or shared
+    if fixed or len(sets) < len(readers) or None in sets or parts & set(architecture.head.inputs):
+        return view
+    used = {field for listed in sets for one in listed or () for field in one}
+    return view.model_copy(
+        update={"encoders": {field: view.encoders[field] for field in view.encoders if field in used}}
+    )
+
+
+def _shared_view(view: View) -> str | None:
+    return next((encoder.view for encoder in view.encoders.values() if isinstance(encoder, ShareEncoder)), None)
+
+
 def _field_aware(view: View) -> bool:
     return any(isinstance(encoder, PairsTableEncoder) for encoder in view.encoders.values())
 
@@ -539,11 +560,9 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
 
     def node_body(node: Any) -> dict[str, Any]:
         refs = ordered(node.inputs) if isinstance(node, _COMMUTATIVE) else node.inputs
-        # Field names and node ids both may label a pair: the latter are renamed like references.
         body = _without_names(node)
         body["in"] = [renamed(ref) for ref in refs]
-        if (sets := named_sets(node)) is not None:
-            body["sets"] = sorted(sorted(numbers.get(name, name) for name in one) for one in sets)
+        body["sets"] = _renamed_sets(architecture, node, numbers)
         return body
 
     def view_body(view: View) -> dict[str, Any]:
@@ -572,6 +591,26 @@ def named_sets(node: Any) -> Sets | None:
     return None if sets == "all" else sets
 
 
+def _renamed_sets(architecture: Architecture, node: Any, names: Mapping[str, str]) -> list[list[str]] | None:
+    """The node's sets in one order, with the ids of nodes and views that stand for themselves replaced by `names`.
+
+    Groups keep their order, which is that of the node's output.
+    """
+    sets = named_sets(node)
+    if sets is None:
+        return None
+    alone = {ref: f"part {names[ref]}" for ref in node.inputs if _one_vector(architecture, ref)}
+    inside = [sorted(alone.get(name, name) for name in one) for one in sets]
+    return inside if isinstance(node, Groups) else sorted(inside)
+
+
+def _one_vector(architecture: Architecture, ref: str) -> bool:
+    """Whether a node or whole view is one vector, known in sets by its own name and not by those of its fields."""
+    if ref in architecture.views:
+        return any(isinstance(encoder, RawEncoder) for encoder in architecture.views[ref].encoders.values())
+    return any(node.id == ref and not isinstance(node, MHA) for node in architecture.nodes)
+
+
 def _without_names(node: Any) -> dict[str, Any]:
     hidden = {"id", "inputs"} | ({"sets", "keep"} if named_sets(node) is not None else set())
     body: dict[str, Any] = node.model_dump(mode="json", by_alias=True, exclude=hidden)
@@ -591,7 +630,7 @@ def _contents(architecture: Architecture) -> dict[str, str]:
     for node in architecture.nodes:
         inputs = [texts[ref] for ref in node.inputs]
         inputs = sorted(inputs) if isinstance(node, _COMMUTATIVE) else inputs
-        body = json.dumps([_without_names(node), inputs], sort_keys=True)
+        body = json.dumps([_without_names(node), inputs, _renamed_sets(architecture, node, texts)], sort_keys=True)
         texts[node.id] = _digest(body)
     return texts
 

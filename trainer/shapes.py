@@ -405,8 +405,9 @@ def _positions(where: str, key: str, sets: Sets, names: tuple[str, ...], least: 
     found = tuple(tuple(sorted(map(names.index, one))) for one in sets)
     repeated = key == "keep" and len(set(found)) < len(found)
     if not found or repeated or any(len(set(one)) < max(least, len(one)) for one in found):
-        size = "of one field or more" if least == 1 else f"of {_NUMBERS[least]} different fields"
-        raise ArchitectureError(f"{where}: {key} must list one set or more {size}, each once")
+        size = "one field" if least == 1 else f"{_NUMBERS[least]} different fields"
+        rest = ", each once" if key == "keep" else " or more, each once in its set"
+        raise ArchitectureError(f"{where}: {key} must list one set or more, of {size}{rest}")
     return found
 
 

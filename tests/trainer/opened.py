@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from components.settings import SearchSpec
 from trainer.candidate import Candidate, candidate_space
@@ -12,6 +13,7 @@ from trainer.engines import gradient
 from trainer.engines.gradient import Found, Trace
 from trainer.methods.base import Opening
 from trainer.methods.table import METHODS
+from trainer.modules.mixture import Mixture
 from trainer.schema import DatasetSchema, Field, Task
 from trainer.settings import TrainSettings, TuneSettings
 from trainer.space import fill_params
@@ -89,22 +91,29 @@ def searched(
 
 
 class Watched:
-    """A supernet that calls `moment` before every pass and keeps the trace it is shown."""
+    """A supernet that calls `moment` before every pass of a search, and keeps the trace it is shown."""
 
     trace: Trace
 
     def __init__(self, net: Any) -> None:
         self.net = net
+        self.now = (0.0, False, False)
+        """(progress, frozen, deciding), as the engine said last."""
         self.passes: list[tuple[float, bool, bool]] = []
-        """(progress, frozen, deciding) of every pass, and of the engine's last word."""
+        """The same for every pass over training or validation rows; passes that only measure are left out."""
+        net.model.register_forward_pre_hook(self._before)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.net, name)
 
     def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
-        self.passes.append((progress, frozen, deciding))
-        self.moment()
+        self.now = (progress, frozen, deciding)
         self.net.relax(progress, frozen=frozen, deciding=deciding)
+
+    def _before(self, model: nn.Module, inputs: Any) -> None:
+        if model.training:
+            self.passes.append(self.now)
+            self.moment()
 
     def moment(self) -> None:
         """For those who look closer."""
@@ -113,3 +122,16 @@ class Watched:
         self.trace = trace
         figures: list[Any] = self.net.figures(trace)
         return figures
+
+
+class Hard(nn.Module):
+    """A mixture that takes the likeliest of its normalised candidates, without any softmax."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        super().__init__()
+        self.mixture = mixture
+
+    def forward(self, x_BMND: Tensor) -> Tensor:
+        normal_BMND = self.mixture.norm(x_BMND.flatten(0, 1).flatten(1)).view_as(x_BMND)
+        best_M = self.mixture.logits.argmax(dim=1)
+        return self.mixture.scale * normal_BMND[:, torch.arange(len(best_M)), best_M]

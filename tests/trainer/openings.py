@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.trainer.mixed import batch_of, mixed_schema
 from trainer import zoo
-from trainer.architecture import MLP, Architecture
+from trainer.architecture import MLP, Architecture, Groups
 from trainer.build import Model, build
 from trainer.data import Batch, Table
 from trainer.methods.base import Opening
@@ -71,9 +71,38 @@ def taken_over(source: Model, derived: Architecture, own: Mapping[str, Tensor], 
     `own`: what gated nodes have instead, by parameter; `kept`: gated node -> the places of its output that are left.
     """
     model = build(derived, label_mean=0.5, table_init=0.1, seed=77).double()
-    weights = {**source.state_dict(), **_reading(source, derived, kept), **own}
+    weights = {**source.state_dict(), **_reading(source, derived, kept), **_narrowed(source, model), **own}
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
     return model.eval()
+
+
+def _narrowed(source: Model, derived: Model) -> dict[str, Tensor]:
+    """What views and groups keep of their weights and statistics, where fields that nobody reads are gone."""
+    weights, found = source.state_dict(), {}
+    for name, view in derived.architecture.views.items():
+        old, new = source.views[f"view:{name}"], derived.views[f"view:{name}"]
+        for position, run in enumerate(new.runs):  # type: ignore[arg-type]
+            if isinstance(run, list) and f"views.view:{name}.numbers.{position}.weight" in derived.state_dict():
+                columns = [number.column for number in run]
+                place, whole = next(
+                    (place, [number.column for number in old_run])
+                    for place, old_run in enumerate(old.runs)  # type: ignore[arg-type]
+                    if isinstance(old_run, list) and columns[0] in [number.column for number in old_run]
+                )
+                taken = weights[f"views.view:{name}.numbers.{place}.weight"]
+                found[f"views.view:{name}.numbers.{position}.weight"] = taken[[whole.index(one) for one in columns]]
+                for key in weights:
+                    start = f"views.view:{name}.numbers.{place}.missing"
+                    if key.startswith(start):
+                        found[key.replace(f"numbers.{place}.", f"numbers.{position}.")] = weights[key]
+        fields = list(source.architecture.views[name].encoders)
+        places = [fields.index(field) for field in view.encoders]
+        for node in derived.architecture.nodes:
+            if isinstance(node, Groups) and node.inputs == (name,):
+                for statistic in ("running_mean", "running_var"):
+                    key = f"nodes.groups:{node.id}.op.norm.{statistic}"
+                    found[key] = weights[key].view(len(fields), -1)[places].flatten()
+    return found
 
 
 def _reading(source: Model, derived: Architecture, kept: Mapping[str, Any]) -> dict[str, Tensor]:

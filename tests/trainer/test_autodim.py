@@ -16,6 +16,7 @@ from tests.trainer.opened import (
     ROWS,
     SIZES,
     VALID_ROWS,
+    Hard,
     Watched,
     candidate,
     opened,
@@ -335,7 +336,7 @@ def test_candidates_of_a_fresh_supernet_start_equal_with_the_settings_that_peopl
 
 
 class Snapshots(Watched):
-    """Copies of all weights, buffers and gates before every pass."""
+    """Copies of all weights, buffers and gates before every pass, and in the end."""
 
     def __init__(self, net: Any) -> None:
         super().__init__(net)
@@ -364,13 +365,14 @@ EPOCHS, STEPS = 2, 2 * ROWS // QUICK.batch_size
 def watched(**settings: Any) -> Snapshots:
     net = Snapshots(opened("autodim", dims=DIMS, epochs=EPOCHS, gate_learning_rate=0.1, **settings))
     searched(net)
+    net.moment()
     return net
 
 
 @pytest.mark.parametrize(("every", "warm_up"), [(1, 0.0), (3, 0.25), (4, 0.5), (50, 0.0)])
 def test_validation_rows_change_the_gates_alone_and_training_rows_all_but_them(every: int, warm_up: float) -> None:
     net = watched(every=every, warm_up=warm_up)
-    for place, (_, _, deciding) in enumerate(net.passes[:-1]):
+    for place, (_, _, deciding) in enumerate(net.passes):
         assert net.changed("gates", place) == deciding
         assert net.changed("weights", place) != deciding
         assert net.changed("buffers", place) != deciding
@@ -378,7 +380,7 @@ def test_validation_rows_change_the_gates_alone_and_training_rows_all_but_them(e
 
 @pytest.mark.parametrize(("every", "warm_up"), [(1, 0.0), (3, 0.25), (4, 0.5), (50, 0.0)])
 def test_gates_change_once_in_so_many_steps_after_the_warm_up(every: int, warm_up: float) -> None:
-    passes = watched(every=every, warm_up=warm_up).passes[:-1]
+    passes = watched(every=every, warm_up=warm_up).passes
     frozen = round(warm_up * STEPS)
     assert sum(not deciding for _, _, deciding in passes) == STEPS
     steps_before = np.cumsum([not deciding for _, _, deciding in passes])
@@ -389,13 +391,13 @@ def test_gates_change_once_in_so_many_steps_after_the_warm_up(every: int, warm_u
 def test_progress_rises_from_0_to_1_once_the_warm_up_is_over() -> None:
     net = watched(every=3, warm_up=0.25)
     frozen = round(0.25 * STEPS)
-    training = [(progress, is_frozen) for progress, is_frozen, deciding in net.passes[:-1] if not deciding]
+    training = [(progress, is_frozen) for progress, is_frozen, deciding in net.passes if not deciding]
     assert [is_frozen for _, is_frozen in training] == [True] * frozen + [False] * (STEPS - frozen)
     learning = STEPS - frozen
     assert [progress for progress, _ in training] == pytest.approx(
         [0.0] * frozen + [step / learning for step in range(learning)]
     )
-    assert net.passes[-1] == (1.0, False, False)
+    assert net.now == (1.0, False, False)
 
 
 def test_gates_of_the_warm_up_are_left_at_equal_weights() -> None:
@@ -409,7 +411,7 @@ def test_gates_of_the_warm_up_are_left_at_equal_weights() -> None:
 def test_the_simple_variant_learns_its_gates_from_training_rows_alone() -> None:
     net = watched(update="training", every=2, warm_up=0.0)
     assert not any(deciding for _, _, deciding in net.passes)
-    changes = [net.changed("gates", place) for place in range(len(net.passes) - 1)]
+    changes = [net.changed("gates", place) for place in range(len(net.passes))]
     assert changes == [step % 2 == 0 for step in range(1, STEPS + 1)]
 
 
@@ -429,19 +431,6 @@ def test_validation_rows_decide_only_where_they_should(update: str, same: bool) 
 
 
 # ---- the supernet after its search ----------------------------------------------------------------------------------
-
-
-class Hard(nn.Module):
-    """The likeliest of the normalised candidates, without any softmax."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        super().__init__()
-        self.mixture = mixture
-
-    def forward(self, x_BMND: Tensor) -> Tensor:
-        normal_BMND = self.mixture.norm(x_BMND.flatten(0, 1).flatten(1)).view_as(x_BMND)
-        best_M = self.mixture.logits.argmax(dim=1)
-        return self.mixture.scale * normal_BMND[:, torch.arange(len(best_M)), best_M]
 
 
 def test_a_cold_supernet_in_evaluation_is_that_of_its_likeliest_widths() -> None:

@@ -9,18 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.trainer.opened import QUICK, VALID_ROWS, candidate, opened, schema, searched, table
+from tests.trainer.opened import QUICK, VALID_ROWS, Hard, candidate, opened, schema, searched, table
 from trainer.architecture import BinsEncoder, BucketsEncoder, ScaleEncoder, TableEncoder
 from trainer.build import build
 from trainer.data import Table
 from trainer.errors import UserError
 from trainer.fit import fit, predict
+from trainer.methods import autodis
 from trainer.methods.autodis import boundaries, spread
 from trainer.methods.settings import AutoDisSettings, NumberEncoder
 from trainer.methods.table import METHODS
-from trainer.modules.mixture import Mixture
 from trainer.schema import DatasetSchema, Task
 from trainer.shapes import count
 from trainer.space import choices
@@ -104,6 +104,13 @@ def test_leaves_of_a_tree_hold_at_least_half_an_even_share() -> None:
     limits = found("tree", values, 10, np.random.default_rng(4).integers(0, 2, 1000))
     assert 1 < len(limits) <= 9
     assert min(sizes(limits, values)) >= 50
+
+
+def test_a_tree_is_grown_on_rows_from_all_over_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingest leaves rows in the order of their source, by time or by user: the first ones are no sample."""
+    monkeypatch.setattr(autodis, "TREE_ROWS", 200)
+    values = np.linspace(0, 1, 1000)
+    assert found("tree", values, 2, values > 0.7) == pytest.approx([0.7], abs=0.05)
 
 
 numbers = st.floats(-(2.0**40), 2.0**40, width=32, allow_subnormal=False)
@@ -279,19 +286,6 @@ def test_a_field_whose_step_no_line_can_follow_gets_no_line() -> None:
     )
     derived = searched(net, train=train, valid=valid, training=training).architecture
     assert derived.views["e"].encoders["age"].kind == "buckets"
-
-
-class Hard(nn.Module):
-    """The likeliest of the normalised candidates, without any softmax."""
-
-    def __init__(self, mixture: Mixture) -> None:
-        super().__init__()
-        self.mixture = mixture
-
-    def forward(self, x_BMND: Tensor) -> Tensor:
-        normal_BMND = self.mixture.norm(x_BMND.flatten(0, 1).flatten(1)).view_as(x_BMND)
-        best_M = self.mixture.logits.argmax(dim=1)
-        return self.mixture.scale * normal_BMND[:, torch.arange(len(best_M)), best_M]
 
 
 def test_a_cold_supernet_in_evaluation_is_that_of_its_likeliest_encoders() -> None:

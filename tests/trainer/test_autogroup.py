@@ -97,11 +97,11 @@ def test_a_field_outside_adds_nothing_and_has_no_weight_to_learn(order: int) -> 
     groups = open_groups(torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, 1.0]]), order=order).double()
     x_BMD = torch.randn(6, 4, 3, dtype=torch.float64)
     closed = products.Groups(4, 3, [(0, 2), (0, 1, 2, 3)], order, norm=False).double()
-    closed.weight.data.copy_(groups.weight[groups.members() > 0])
+    closed.weight.data.copy_(groups.weight[groups.members().flatten() > 0])
     torch.testing.assert_close(groups(x_BMD), closed(x_BMD))
     groups(x_BMD).square().sum().backward()
     assert groups.weight.grad is not None
-    assert torch.equal(groups.weight.grad == 0, groups.members() == 0)
+    assert torch.equal(groups.weight.grad == 0, groups.members().flatten() == 0)
 
 
 def test_equal_openings_are_equal_supernets() -> None:
@@ -377,7 +377,9 @@ def model_of(net: AutoGroup, left: dict[int, list[int]]) -> Model:
     own, outputs = {}, {}
     for name, groups in net.groups.items():
         here = left.get(groups.order, [])
-        own[f"nodes.groups:{name}.op.weight"] = groups.weight.detach()[here][groups.members()[here] > 0]
+        own[f"nodes.groups:{name}.op.weight"] = groups.weight.detach().view_as(groups.logits)[here][
+            groups.members()[here] > 0
+        ]
         outputs[name] = [3 * group + place for group in here for place in range(3)] if groups.order == 1 else here
     return taken_over(net.model, net.derive(), own, outputs)
 

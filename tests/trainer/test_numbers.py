@@ -279,7 +279,7 @@ def test_adaptive_temperatures_follow_the_value_and_bend_the_weights() -> None:
 
 
 def test_a_missing_value_has_its_own_vector_where_the_field_has_any() -> None:
-    module = bins(missing=(True, False, True))
+    module = bins(missing=(True, False, True), range=(-2.0, 5.0))
     assert module.missing is not None
     x_BN = torch.tensor([[NAN, NAN, NAN], [0.0, 0.0, 0.0], [NAN, 0.7, 0.2]])
     gone, zero, mixed = module(x_BN)

@@ -196,6 +196,7 @@ class _Gates:
             for gate, gradient in zip(gates, gradients, strict=True):
                 gate.grad = gradient
             self.samples += batch.size
+            self._relax(deciding=False)
         self.optimizer.step()
         self.decided += 1
 

@@ -56,7 +56,9 @@ class AutoDim:
         self.dims: list[int] = opening.plan["dims"]
         self.train, self.valid = opening.train, opening.valid
         self.model = opening.build(opening.backbone)
-        self.choices = {name: self._open(name, view) for name, view in _open_views(opening.backbone, self.dims).items()}
+        with opening.draws():
+            opened = _open_views(opening.backbone, self.dims)
+            self.choices = {name: self._open(name, fields) for name, fields in opened.items()}
         if not self.choices:
             raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
         self.gates = {name: choice.mixture.logits for name, choice in self.choices.items()}

@@ -124,8 +124,7 @@ class AutoDis:
             for field, encoders in options.items()
             for encoder in encoders
         ]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(opening.seed)
+        with opening.draws():
             modules = nn.ModuleList(numbers(source, opening.training.table_init) for source in sources)
         columns = [source[0].column for source in sources]
         opened = EncoderChoice(

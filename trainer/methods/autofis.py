@@ -55,7 +55,9 @@ class AutoFIS:
         self.open = gated(opening.backbone, triples=opening.plan["triples"])
         self.model = opening.build(self.open)
         modules = {node.id: self.model.nodes[f"{node.op}:{node.id}"].op for node in _products(self.open)}
-        self.gates = {name: _gate(module) for name, module in modules.items()}
+        self.weights = {name: _gate(module) for name, module in modules.items()}
+        # What is drawn blindly needs no search.
+        self.gates = {} if opening.plan["select"] == "random" else self.weights
         self.schedule = Schedule(epochs=opening.plan["epochs"], level="single")
 
     def optimizer(self, steps: int) -> torch.optim.Optimizer:
@@ -72,16 +74,16 @@ class AutoFIS:
     def derive(self) -> Architecture:
         data, closed = self.open.to_dict(), []
         for node in data["nodes"]:
-            if node["id"] in self.gates:
+            if node["id"] in self.weights:
                 names = self._sets(node["id"])
-                node["keep"] = [names[place] for place in self._kept(self.gates[node["id"]].detach())]
+                node["keep"] = [names[place] for place in self._kept(node["id"])]
                 closed += [] if node["keep"] else [node["id"]]
                 node["keep"] = node["keep"] or "all"
         return without(Architecture.from_dict(data), closed)
 
     def figures(self, trace: Trace) -> list[Figure]:
         drawn = []
-        for node in _products(self.open):
+        for node in _products(self.open) if self.gates else ():
             names, values = self._sets(node.id), trace.values[node.id]
             last = values[-1]
             closed = int((last == 0).sum())
@@ -102,14 +104,15 @@ class AutoFIS:
         """The names of the fields behind each gate."""
         return sets_of(self.open, node_id)
 
-    def _kept(self, gate_S: Tensor) -> list[int]:
+    def _kept(self, node_id: str) -> list[int]:
+        gate_S = self.weights[node_id].detach()
         if self.plan["select"] == "grda":
             return gate_S.nonzero().flatten().tolist()
         number = max(1, round(self.plan["keep"] * gate_S.numel()))
         if self.plan["select"] == "top":
             return sorted(gate_S.abs().topk(number).indices.tolist())
-        rng = np.random.default_rng([self.seed, gate_S.numel()])
-        return sorted(int(place) for place in rng.choice(gate_S.numel(), number, replace=False))
+        rng = np.random.default_rng([self.seed, list(self.weights).index(node_id)])
+        return sorted(rng.choice(gate_S.numel(), number, replace=False).tolist())
 
 
 def gated(architecture: Architecture, *, triples: bool) -> Architecture:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer.architecture import FM, Architecture, Dot, Pairs
 from trainer.engines.gradient import Schedule, Trace
+from trainer.errors import UserError
 from trainer.figures import Figure, curves, heatmap
 from trainer.methods.base import Data, Opening, backbone, without
 from trainer.methods.settings import AutoGroupSettings
@@ -50,9 +51,12 @@ class AutoGroup:
     def __init__(self, opening: Opening) -> None:
         self.plan = opening.plan
         numbers = [opening.plan[name] for name in ORDERS]
+        if not any(numbers):
+            raise UserError("autogroup: first, second and third are all 0: give one of them a group")
         self.open = with_groups(opening.backbone, numbers, opening.plan["dims"])
         self.model = opening.build(self.open)
-        self.groups = {node.id: self._opened(node.id) for node in self.open.nodes if node.op == "groups"}
+        with opening.draws():
+            self.groups = {node.id: self._opened(node.id) for node in self.open.nodes if node.op == "groups"}
         self.gates = {name: groups.logits for name, groups in self.groups.items()}
         self.schedule = Schedule(epochs=opening.plan["epochs"], level="alternating")
 
@@ -111,13 +115,13 @@ class OpenGroups(nn.Module):
     def __init__(self, groups: products.Groups, temperature: float) -> None:
         super().__init__()
         self.norm, self.order, self.temperature = groups.norm, groups.order, temperature
-        self.weight = nn.Parameter(groups.weight.detach().view(groups.shape).clone())
+        self.weight = groups.weight
         self.logits = nn.Parameter(torch.empty(groups.shape).uniform_(-1e-3, 1e-3))
         self.deciding = False
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         x_BMD = x_BMD if self.norm is None else self.norm(x_BMD)
-        return group_interactions(x_BMD, self.weight * self.members(), self.order)
+        return group_interactions(x_BMD, self.weight.view_as(self.logits) * self.members(), self.order)
 
     def members(self) -> Tensor:
         """(G, M), 1 for a field in a group and 0 for one outside."""
@@ -164,6 +168,8 @@ def _narrow_views(views: Data, inputs: Sequence[str], suffix: str, dim: int) -> 
     refs = []
     for ref in inputs:
         view, dot, field = ref.partition(".")
+        if view not in views:
+            raise UserError(f"autogroup: groups have tables of their own, but '{ref}' is no view")
         copy = {name: {**encoder, "dim": dim} for name, encoder in views[view]["encoders"].items()}
         views[f"{view}-{suffix}"] = {"encoders": copy}
         refs.append(f"{view}-{suffix}{dot}{field}")

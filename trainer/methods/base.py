@@ -1,8 +1,11 @@
 """What the methods that open a backbone share."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from trainer import zoo
 from trainer.architecture import Architecture
@@ -32,6 +35,13 @@ class Opening:
         """The supernet's model, its open parts not yet replaced."""
         mean = self.train.schema.label_mean
         return build(architecture, label_mean=mean, table_init=self.training.table_init, seed=self.seed)
+
+    @contextmanager
+    def draws(self) -> Iterator[None]:
+        """Within it parts are drawn from the seed; the caller's random state is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            yield
 
 
 def backbone(schema: DatasetSchema, settings: BackboneSettings) -> Data:
