@@ -145,9 +145,9 @@ def _path_in(data: Any, detail: ErrorDetails) -> KeyPath:
 def _nearest_key(root: type[BaseModel], path: KeyPath) -> str:
     key, here = str(path[-1]), _keys(_annotation(root, path[:-1]))
     if not _near(key, here):
-        for place, keys in _all_keys(root):
-            if key in keys:
-                return f"'{key}' belongs in {dotted(place)}"
+        places = [place for place, keys in _all_keys(root) if key in keys]
+        if places:
+            return f"'{key}' belongs in {dotted(min(places, key=len))}"
     return suggest(key, here)
 
 

@@ -20,6 +20,7 @@ This module and `trainer.shapes` import no torch, so that a description can be c
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
@@ -454,8 +455,19 @@ def _check_encoders(architecture: Architecture, name: str, view: View) -> None:
         kind = architecture.fields[field].kind
         if not isinstance(encoder, _ENCODERS_OF_KIND[kind]):
             raise ArchitectureError(f"{where}: encoder '{encoder.kind}' does not take the {kind} field '{field}'")
+        _check_numbers(f"{where}: field '{field}'", encoder)
         if isinstance(encoder, ShareEncoder):
             _check_shared(architecture, f"{where}: field '{field}'", encoder.view, architecture.fields[field].of)
+
+
+def _check_numbers(where: str, encoder: Encoder) -> None:
+    if isinstance(encoder, BinsEncoder):
+        if not encoder.range[0] < encoder.range[1]:
+            raise ArchitectureError(f"{where}: range must rise, not {list(encoder.range)}")
+        if encoder.adaptive is not None and encoder.adaptive >= encoder.temperature:
+            raise ArchitectureError(f"{where}: adaptive must be less than temperature, which could fall to 0 otherwise")
+    if isinstance(encoder, BucketsEncoder) and any(a >= b for a, b in pairwise(encoder.boundaries)):
+        raise ArchitectureError(f"{where}: boundaries must rise")
 
 
 def _check_shared(architecture: Architecture, where: str, shared: str, of: str | None) -> None:

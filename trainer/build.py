@@ -37,7 +37,7 @@ from trainer.architecture import (
     reached,
 )
 from trainer.data import Batch
-from trainer.modules import interactions, products, sequences
+from trainer.modules import interactions, numbers, products, sequences
 from trainer.modules.align import Align
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
@@ -106,8 +106,7 @@ class Model(nn.Module):
 
     def table_parameters(self) -> list[nn.Parameter]:
         """What encodes fields: all tables, and the vectors of numeric fields."""
-        views = (module for module in self.views.modules() if isinstance(module, FieldsView))
-        return [*self.tables.parameters(), *(parameter for view in views for parameter in view.numbers.parameters())]
+        return [*self.tables.parameters(), *numbers.table_parameters(self.views)]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All other parameters: lifts, nodes and the head."""

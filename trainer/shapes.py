@@ -280,8 +280,8 @@ def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
     # Look-ups are free; a number times a vector is one product per coordinate.
     field, encoder = architecture.fields[name], view.encoders[name]
     if isinstance(encoder, BinsEncoder):
-        vectors = {"average": encoder.bins, "top": encoder.top, "max": 0}[encoder.aggregation]
-        return bins_network(encoder)[1] + vectors * encoder.dim
+        average = encoder.bins * encoder.dim if encoder.aggregation == "average" else 0
+        return bins_network(encoder)[1] + average
     scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder | BucketsEncoder)
     return encoder_width(field, encoder, view, architecture) if scaled else 0
 

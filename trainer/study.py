@@ -147,7 +147,10 @@ class Study:
         """The `k` best trials that ran to their end, best first; all found different models."""
         complete = [record for record in self.records() if record.state == "complete"]
         ranked = sorted(complete, key=lambda record: (record.value, record.number))
-        return list({record.found.hash: record for record in reversed(ranked)}.values())[::-1][:k]
+        models: dict[str, TrialRecord] = {}
+        for record in ranked:
+            models.setdefault(record.found.hash, record)
+        return list(models.values())[:k]
 
     def _open(self, facts: Mapping[str, Any], path: Path) -> int:
         """The study's id in the journal; a new study gets `facts`, an old one must have the same."""
@@ -221,8 +224,10 @@ class Study:
         for key in ("choices", "hash", "duplicate_of"):
             facts.pop(key, None)
         candidate = found = self._candidate(trial)
-        if "found" in facts:
-            found = candidate.derived(Architecture.from_dict(facts["found"]["architecture"]))
+        original = trial if duplicate_of is None else self._all()[duplicate_of]
+        result = original.user_attrs.get("found")
+        if result is not None:
+            found = candidate.derived(Architecture.from_dict(result["architecture"]))
         return TrialRecord(
             number=trial.number,
             state=_STATES[trial.state] if duplicate_of is None else "duplicate",

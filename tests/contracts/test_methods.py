@@ -223,10 +223,13 @@ def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool
 def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
     assert isinstance(net.schedule, Schedule)
-    if len(net.gates) and not all(gate.shape[-1] == 1 for gate in net.gates.values()):
-        net.relax(0.3, frozen=False, deciding=True)
+    if not net.gates or all(gate.shape[-1] == 1 for gate in net.gates.values()):
+        return  # nothing to decide
+    torch.manual_seed(0)
+    net.relax(0.3, frozen=False, deciding=True)
+    for _ in range(10):  # a draw may leave every field out of every group
         loss(net.model, SCHEMAS[name]).backward()
-        assert any((gate.grad != 0).any() for gate in net.gates.values())
+    assert all((gate.grad != 0).any() for gate in net.gates.values())
 
 
 @every_opening

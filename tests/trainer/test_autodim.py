@@ -160,7 +160,7 @@ def uneven(rows: int = 64) -> Tensor:
 def normalised(x_BMND: Tensor) -> Tensor:
     """Over the batch and the fields, by the definition."""
     mean, variance = x_BMND.mean(dim=(0, 1)), x_BMND.var(dim=(0, 1), unbiased=False)
-    return (x_BMND - mean) / (variance + 1e-5).sqrt()
+    return (x_BMND - mean) / (variance + 1e-10).sqrt()
 
 
 @pytest.mark.parametrize("noisy", [False, True])

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from trainer import metrics
 from trainer.architecture import Architecture, TableEncoder, View
 from trainer.data import Batch, Table
-from trainer.engines.gradient import Schedule, Trace
+from trainer.engines.gradient import Level, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure, curves, table
-from trainer.methods.base import Data, Opening, backbone, with_dims
+from trainer.methods.base import Data, MixtureSearch, Opening, backbone, with_dims
 from trainer.methods.settings import AutoDimSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
@@ -30,10 +30,9 @@ from trainer.schema import DatasetSchema
 
 
 def space(schema: DatasetSchema, settings: AutoDimSettings) -> Data:
-    if not schema.names("categorical"):
-        raise UserError("search.method: autodim sizes the tables of categorical fields, and the dataset has none")
     widest = max(settings.dims)
-    return with_dims(backbone(schema, settings), dict.fromkeys(schema.names("categorical"), widest), widest)
+    dims = dict.fromkeys(schema.names("categorical"), widest)
+    return with_dims("autodim", backbone(schema, settings), dims, widest)
 
 
 def plan(settings: AutoDimSettings) -> Data:
@@ -48,11 +47,11 @@ def plan(settings: AutoDimSettings) -> Data:
     }
 
 
-class AutoDim:
+class AutoDim(MixtureSearch):
     """The backbone with a choice of widths for every categorical field."""
 
     def __init__(self, opening: Opening) -> None:
-        self.plan, self.backbone = opening.plan, opening.backbone
+        self.backbone = opening.backbone
         self.dims: list[int] = opening.plan["dims"]
         self.train, self.valid = opening.train, opening.valid
         self.model = opening.build(opening.backbone)
@@ -61,20 +60,8 @@ class AutoDim:
             self.choices = {name: self._open(name, fields) for name, fields in opened.items()}
         if not self.choices:
             raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
-        self.gates = {name: choice.mixture.logits for name, choice in self.choices.items()}
-        self.schedule = Schedule(
-            epochs=opening.plan["epochs"],
-            level="bilevel" if opening.plan["update"] == "validation" else "single",
-            every=opening.plan["every"],
-            warm_up=opening.plan["warm_up"],
-        )
-
-    def optimizer(self, steps: int) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
-
-    def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
-        for choice in self.choices.values():
-            choice.mixture.anneal(progress, frozen=frozen)
+        level: Level = "bilevel" if opening.plan["update"] == "validation" else "single"
+        super().__init__(opening.plan, {name: choice.mixture for name, choice in self.choices.items()}, level)
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()

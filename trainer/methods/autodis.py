@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from trainer.architecture import Architecture, BinsEncoder, BucketsEncoder, ScaleEncoder
 from trainer.data import Batch, Table
-from trainer.engines.gradient import Schedule, Trace
+from trainer.engines.gradient import Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves
-from trainer.methods.base import Data, Opening, backbone
+from trainer.methods.base import Data, MixtureSearch, Opening, backbone
 from trainer.methods.settings import AutoDisSettings, NumberEncoder
 from trainer.modules.mixture import Mixture
 from trainer.modules.numbers import NumberSource, numbers
@@ -31,7 +31,7 @@ from trainer.schema import DatasetSchema, Task
 from trainer.space import choice
 
 TREE_ROWS = 200_000
-"""Training rows that a tree is grown on, the first of the table (their order is random)."""
+"""Training rows that a tree is grown on at most."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,11 +60,11 @@ def plan(settings: AutoDisSettings) -> Data:
     }
 
 
-class AutoDis:
+class AutoDis(MixtureSearch):
     """The backbone with a choice of encoders for every numeric field that it scales."""
 
     def __init__(self, opening: Opening) -> None:
-        self.plan, self.backbone = opening.plan, opening.backbone
+        self.backbone = opening.backbone
         self.kinds: list[NumberEncoder] = opening.plan["encoders"]
         self.model = opening.build(opening.backbone)
         self.options = {
@@ -81,20 +81,7 @@ class AutoDis:
         self.choices: dict[str, EncoderChoice] = {}
         if len(self.kinds) > 1:
             self.choices = {name: self._open(name, opening) for name in self.options}
-        self.gates = {name: opened.mixture.logits for name, opened in self.choices.items()}
-        self.schedule = Schedule(
-            epochs=opening.plan["epochs"],
-            level="bilevel",
-            every=opening.plan["every"],
-            warm_up=opening.plan["warm_up"],
-        )
-
-    def optimizer(self, steps: int) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
-
-    def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
-        for opened in self.choices.values():
-            opened.mixture.anneal(progress, frozen=frozen)
+        super().__init__(opening.plan, {name: opened.mixture for name, opened in self.choices.items()}, "bilevel")
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()
@@ -188,9 +175,9 @@ def _encoder(kind: NumberEncoder, dim: int, plan: Any, train: Table, field: str)
 
 
 def spread(values: Floats) -> tuple[float, float]:
-    """The 1st and 99th percentile; a range of 1 where these are equal."""
-    low, high = np.quantile(values, [0.01, 0.99]).tolist() if len(values) else (0.0, 1.0)
-    return (low, high) if high > low else (low, low + 1.0)
+    """The 1st and 99th percentile in float32, in which they are used; a little more where they are one number."""
+    low, high = np.quantile(values, [0.01, 0.99]).astype(np.float32).tolist() if len(values) else (0.0, 1.0)
+    return (low, high) if high > low else (low, float(np.float32(low + max(1.0, abs(low) / 1024))))
 
 
 def boundaries(kind: NumberEncoder, values: Floats, label: Floats, buckets: int, task: Task) -> list[float]:
@@ -204,9 +191,10 @@ def boundaries(kind: NumberEncoder, values: Floats, label: Floats, buckets: int,
             ends = _logarithm(np.array([low, high]))
             found = _exponential(ends[0] + (ends[1] - ends[0]) * inner)
         case "tree":
-            found = _tree(values[:TREE_ROWS], label[:TREE_ROWS], buckets, task)
+            found = _tree(values, label, buckets, task)
         case _:
-            found = np.quantile(values, inner) if len(values) else inner
+            # An observed value each: between two of them there may be no row.
+            found = np.quantile(values, inner, method="inverted_cdf") if len(values) else inner
     distinct = np.unique(found.astype(np.float32)).tolist()
     return distinct or [low]
 
@@ -221,6 +209,11 @@ def _exponential(values: Floats) -> Floats:
 
 def _tree(values: Floats, label: Floats, buckets: int, task: Task) -> Floats:
     """Thresholds of a decision tree, whose leaves hold at least half of an even share of the rows."""
+    if len(values) == 0:
+        return values
+    if len(values) > TREE_ROWS:
+        drawn = np.random.default_rng(0).choice(len(values), TREE_ROWS, replace=False)
+        values, label = values[drawn], label[drawn]
     grower = DecisionTreeClassifier if task == "ctr" else DecisionTreeRegressor
     least = max(1, len(values) // (2 * buckets))
     tree = grower(max_leaf_nodes=max(buckets, 2), min_samples_leaf=least, random_state=0).fit(values[:, None], label)

@@ -25,13 +25,16 @@ from trainer.engines.gradient import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Figure
 from trainer.grda import GRDA, calibrated
-from trainer.methods.base import Data, Opening, backbone, without
+from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, without
 from trainer.methods.settings import AutoFISSettings
 from trainer.modules.products import GATE, Products
+from trainer.schema import DatasetSchema
 from trainer.shapes import collected, infer, kept
 from trainer.space import choice
 
-space = backbone
+
+def space(schema: DatasetSchema, settings: AutoFISSettings) -> Data:
+    return closed(backbone(schema, settings), ATTENTION)
 
 
 def plan(settings: AutoFISSettings) -> Data:
@@ -72,22 +75,21 @@ class AutoFIS:
         """Nothing: gates are what they are."""
 
     def derive(self) -> Architecture:
-        data, closed = self.open.to_dict(), []
+        data, shut = self.open.to_dict(), []
         for node in data["nodes"]:
             if node["id"] in self.weights:
                 names = self._sets(node["id"])
                 node["keep"] = [names[place] for place in self._kept(node["id"])]
-                closed += [] if node["keep"] else [node["id"]]
+                shut += [] if node["keep"] else [node["id"]]
                 node["keep"] = node["keep"] or "all"
-        return without(Architecture.from_dict(data), closed)
+        return without(Architecture.from_dict(data), shut)
 
     def figures(self, trace: Trace) -> list[Figure]:
         drawn = []
         for node in _products(self.open) if self.gates else ():
             names, values = self._sets(node.id), trace.values[node.id]
             last = values[-1]
-            closed = int((last == 0).sum())
-            note = f"{closed} of {len(names)} gates of {node.id} are closed (exactly 0)."
+            note = f"{int((last == 0).sum())} of {len(names)} gates of {node.id} are closed (exactly 0)."
             if isinstance(node, Pairs):
                 drawn.append(_matrix(f"Gates of field pairs ({node.id})", note, names, last))
             else:

@@ -22,16 +22,19 @@ from trainer.architecture import FM, Architecture, Dot, Pairs
 from trainer.engines.gradient import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves, heatmap
-from trainer.methods.base import Data, Opening, backbone, without
+from trainer.methods.base import ATTENTION, WIDTH, Data, Opening, backbone, closed, without
 from trainer.methods.settings import AutoGroupSettings
 from trainer.modules import products
 from trainer.modules.products import group_interactions
+from trainer.schema import DatasetSchema
 from trainer.shapes import collected, infer
 from trainer.space import choice
 
 ORDERS = ("first", "second", "third")
 
-space = backbone
+
+def space(schema: DatasetSchema, settings: AutoGroupSettings) -> Data:
+    return closed(backbone(schema, settings), ATTENTION, WIDTH)
 
 
 def plan(settings: AutoGroupSettings) -> Data:

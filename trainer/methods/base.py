@@ -11,11 +11,13 @@ from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.data import Table
+from trainer.engines.gradient import Level, Schedule
 from trainer.errors import UserError
 from trainer.methods.settings import BackboneSettings
+from trainer.modules.mixture import Mixture
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings
-from trainer.space import pinned
+from trainer.space import choices, pinned
 
 Data = dict[str, Any]
 
@@ -50,6 +52,18 @@ def backbone(schema: DatasetSchema, settings: BackboneSettings) -> Data:
     return template
 
 
+ATTENTION = "attention.units"
+"""The choice by which AFM calls its attention, which gated products do without."""
+
+
+def closed(template: Data, *names: str) -> Data:
+    """`template` without the choices that no longer matter once a method has opened it: they take their default."""
+    found = choices(template)
+    made = {name: found[name].labels[found[name].default] for name in names if name in found}
+    filled: Data = pinned(template, made)
+    return filled
+
+
 def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
     """`architecture` without these nodes, and without nodes that then have no input.
 
@@ -69,15 +83,33 @@ def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
     return Architecture.from_dict({**data, "nodes": nodes, "head": {**data["head"], "in": head}}).live()
 
 
+class MixtureSearch:
+    """What supernets of mixtures share: gates that are annealed from equal weights to a choice, and updated by Adam."""
+
+    def __init__(self, plan: Mapping[str, Any], mixtures: Mapping[str, Mixture], level: Level) -> None:
+        self.plan, self._mixtures = plan, list(mixtures.values())
+        self.gates = {name: mixture.logits for name, mixture in mixtures.items()}
+        self.schedule = Schedule(epochs=plan["epochs"], level=level, every=plan["every"], warm_up=plan["warm_up"])
+
+    def optimizer(self, steps: int) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
+
+    def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
+        for mixture in self._mixtures:
+            mixture.anneal(progress, frozen=frozen)
+
+
 WIDTH = "embedding.dim"
 """The choice by which the models of the zoo call the width of their embedding."""
 
 
-def with_dims(template: Data, dims: Mapping[str, Any], width: int) -> Data:
+def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int) -> Data:
     """A template whose embeddings are `width` wide, each categorical field's table being `dims[field]` and lifted.
 
-    `dims` may hold choices. First-order weights stay as they are.
+    `dims` may hold choices. First-order weights stay as they are. Raises UserError if there is no categorical field.
     """
+    if not dims:
+        raise UserError(f"search.method: {method} sizes the tables of categorical fields, and the dataset has none")
     template = pinned(template, {WIDTH: width})
     views = {name: _with_dims(view, dims, width) for name, view in template["views"].items()}
     return {**template, "views": views}

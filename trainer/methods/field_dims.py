@@ -12,4 +12,4 @@ from trainer.space import choice
 def space(schema: DatasetSchema, settings: FieldDimsSettings) -> Data:
     dims, widest = sorted(settings.dims), max(settings.dims)
     choices = {name: choice(f"dim.{name}", dims, default=widest) for name in schema.names("categorical")}
-    return with_dims(backbone(schema, settings), choices, widest)
+    return with_dims("field_dims", backbone(schema, settings), choices, widest)

@@ -65,7 +65,7 @@ class WidthSettings(BackboneSettings):
     """What methods need that give every categorical field's embedding a width of its own."""
 
     OPENS = frozenset({"embedding.dim"})
-    REFUSES = frozenset({"share"})
+    REFUSES = frozenset({"share", "pairs_table"})
 
     dims: list[PositiveInt] = Field(
         default=[2, 4, 8, 16], min_length=1, description="widths to choose from; the widest is the backbone's"
@@ -95,7 +95,7 @@ class MDESettings(BackboneSettings):
     """MDE: widths that fall with the cardinality by a power law."""
 
     OPENS = frozenset({"embedding.dim"})
-    REFUSES = frozenset({"share"})
+    REFUSES = frozenset({"share", "pairs_table"})
 
     base: int = Field(default=16, ge=1, description="width of the smallest table, and of the backbone")
     temperature: list[Annotated[float, Field(ge=0)]] = Field(
@@ -107,6 +107,7 @@ class AutoDisSettings(BackboneSettings):
     """AutoDis: how numeric fields are encoded. With several encoders each field gets the one that suits it."""
 
     OPENS = frozenset({"scale"})
+    REFUSES = frozenset({"pairs_table"})
 
     encoders: list[NumberEncoder] = Field(
         default=["bins"], min_length=1, description="encoders to choose from; with one there is nothing to search"
@@ -136,6 +137,7 @@ class AutoGroupSettings(BackboneSettings):
     """AutoGroup: which fields belong together in interactions of order 1, 2 and 3."""
 
     OPENS = frozenset({"fm", "dot", "pairs"})
+    REFUSES = frozenset({"raw"})
 
     first: list[NonNegativeInt] = Field(default=[4], min_length=1, description="groups of order 1 (added up)")
     second: list[NonNegativeInt] = Field(default=[16], min_length=1, description="groups of order 2")

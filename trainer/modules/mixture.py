@@ -22,7 +22,8 @@ class Mixture(nn.Module):
     def __init__(self, fields: int, candidates: int, width: int) -> None:
         super().__init__()
         self.logits = nn.Parameter(torch.zeros(fields, candidates))
-        self.norm = BatchNorm(candidates * width, affine=False)
+        # Fresh vectors are small, and the fewer coordinates the smaller: torch's eps would weigh on them unequally.
+        self.norm = BatchNorm(candidates * width, eps=1e-10, affine=False)
         self.scale = nn.Parameter(torch.tensor(SCALE))
         self.temperature, self.noisy = 1.0, True
 
@@ -34,9 +35,10 @@ class Mixture(nn.Module):
         self.temperature, self.noisy = 1 - (1 - COLDEST) * progress, not frozen
 
     def forward(self, x_BMND: Tensor) -> Tensor:
-        x_RN = x_BMND.flatten(0, 1).flatten(1).to(self.scale.dtype)
-        normal_BMND = self.norm(x_RN).view_as(x_BMND)
-        return self.scale * torch.einsum("bmnd,mn->bmd", normal_BMND, self.weights())
+        with torch.autocast(x_BMND.device.type, enabled=False):
+            x_RN = x_BMND.flatten(0, 1).flatten(1).to(self.scale.dtype)
+            normal_BMND = self.norm(x_RN).view_as(x_BMND)
+            return self.scale * torch.einsum("bmnd,mn->bmd", normal_BMND, self.weights())
 
     def weights(self) -> Tensor:
         """(M, N), rows sum to 1."""

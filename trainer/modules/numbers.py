@@ -4,7 +4,7 @@ Every module encodes n fields at once that are encoded alike: (B, n) -> (B, n, d
 without missing values in training has learned nothing for one: there NaN counts as 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,13 @@ class NumberSource:
         ranges = {"range": (0.0, 1.0)} if isinstance(self.encoder, BinsEncoder) else {}
         mine, theirs = (source.encoder.model_copy(update=ranges) for source in (self, other))
         return mine == theirs and self.width == other.width
+
+
+def table_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of all modules of this file within `module`."""
+    for part in module.modules():
+        if isinstance(part, Scale | Bins | Buckets):
+            yield from part.parameters()
 
 
 def numbers(sources: Sequence[NumberSource], init: float) -> nn.Module:
@@ -123,12 +130,15 @@ class Bins(nn.Module):
     def forward(self, x_BN: Tensor) -> Tensor:
         # A low temperature multiplies differences of logits: no place for bf16.
         with torch.autocast(x_BN.device.type, enabled=False):
-            vector_BND = self._aggregate(self.weights(x_BN))
+            if self.encoder.aggregation == "average":
+                vector_BND = torch.einsum("bnh,nhd->bnd", self.weights(x_BN), self.vectors)
+            else:
+                vector_BND = self._greatest(x_BN)
         return _filled(vector_BND, x_BN, self.missing)
 
     def weights(self, x_BN: Tensor) -> Tensor:
         """How much each value belongs to each bin: (B, n, bins), rows sum to 1."""
-        x_BN = (x_BN.nan_to_num(nan=0.0) - self.low) / self.span
+        x_BN = self._mapped(x_BN)
         return (self.logits(x_BN) / self._temperatures(x_BN)).softmax(dim=2)
 
     def logits(self, x_BN: Tensor) -> Tensor:
@@ -147,12 +157,14 @@ class Bins(nn.Module):
     def _temperatures(self, x_BN: Tensor) -> float | Tensor:
         return self.encoder.temperature if self.temperature is None else self.temperature(x_BN)[..., None]
 
-    def _aggregate(self, weight_BNH: Tensor) -> Tensor:
-        if self.encoder.aggregation == "average":
-            return torch.einsum("bnh,nhd->bnd", weight_BNH, self.vectors)
+    def _mapped(self, x_BN: Tensor) -> Tensor:
+        return (x_BN.nan_to_num(nan=0.0) - self.low) / self.span
+
+    def _greatest(self, x_BN: Tensor) -> Tensor:
+        """The sum of the vectors of the greatest logits; weights would tie where they vanish."""
         top = 1 if self.encoder.aggregation == "max" else min(self.encoder.top, self.encoder.bins)
-        chosen_BNK = weight_BNH.topk(top, dim=2).indices
-        field_N1 = torch.arange(weight_BNH.shape[1], device=weight_BNH.device)[:, None]
+        chosen_BNK = self.logits(self._mapped(x_BN)).topk(top, dim=2).indices
+        field_N1 = torch.arange(x_BN.shape[1], device=x_BN.device)[:, None]
         vector_BNKD: Tensor = self.vectors[field_N1, chosen_BNK]
         return vector_BNKD.sum(dim=2)
 
