@@ -77,8 +77,12 @@ def _one_kind(node: Schema) -> str:
     if node.get("type") == "array":
         inner = _kind(node["items"])
         return f"list of {inner}" if "`" not in inner else f"list out of {inner}"
+    if node["type"] == "object":
+        inner = node.get("additionalProperties")
+        return f"mapping of {_kind(inner)}" if isinstance(inner, dict) else "mapping"
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
-    return words.get(node["type"], "mapping of text") + _limits(node)
+    word: str = words[node["type"]]
+    return word + _limits(node)
 
 
 def _limits(node: Schema) -> str:
