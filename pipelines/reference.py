@@ -78,11 +78,10 @@ def _one_kind(node: Schema) -> str:
         inner = _kind(node["items"])
         return f"list of {inner}" if "`" not in inner else f"list out of {inner}"
     if node["type"] == "object":
-        inner = node.get("additionalProperties")
-        return f"mapping of {_kind(inner)}" if isinstance(inner, dict) else "mapping"
+        values = node.get("additionalProperties")
+        return f"mapping of {_kind(values)}" if isinstance(values, dict) else "mapping"
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
-    word: str = words[node["type"]]
-    return word + _limits(node)
+    return words[node["type"]] + _limits(node)
 
 
 def _limits(node: Schema) -> str:
