@@ -38,11 +38,11 @@ def test_a_gate_without_a_gradient_after_a_thousand_steps() -> None:
 
 
 @given(
-    start=st.floats(-1, 1),
-    gradient=st.floats(-0.5, 0.5),
+    start=st.floats(-1, 1, allow_subnormal=False),
+    gradient=st.floats(-0.5, 0.5, allow_subnormal=False),
     lr=st.sampled_from([0.01, 0.3, 1.0]),
-    c=st.floats(0, 0.3),
-    mu=st.floats(0, 0.99),
+    c=st.floats(0, 0.3, allow_subnormal=False),
+    mu=st.floats(0, 0.99, allow_subnormal=False),
     steps=st.integers(1, 30),
 )
 def test_a_constant_gradient_gives_the_closed_form(
@@ -133,9 +133,9 @@ def test_a_weight_without_a_gradient_rests() -> None:
 
 
 @given(
-    threshold=st.floats(0.1, 3),
+    threshold=st.floats(0.1, 3, allow_subnormal=False),
     lr=st.sampled_from([0.01, 0.5, 1.0]),
-    mu=st.floats(0, 0.99),
+    mu=st.floats(0, 0.99, allow_subnormal=False),
     steps=st.integers(1, 50),
 )
 def test_a_calibrated_penalty_ends_at_the_threshold(threshold: float, lr: float, mu: float, steps: int) -> None:

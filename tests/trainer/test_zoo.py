@@ -22,7 +22,7 @@ def defaults(name: str, schema: DatasetSchema) -> Architecture:
 
 
 def test_the_zoo_is_complete() -> None:
-    hand_made = "mf mlp neumf fm fwfm afm ffm wide_deep deepfm dlrm dcn dcnv2 autoint pooling gru4rec sasrec din"
+    hand_made = "mf mlp neumf fm fwfm afm ffm ipnn wide_deep deepfm dlrm dcn dcnv2 autoint pooling gru4rec sasrec din"
     assert set(zoo.names()) == set(hand_made.split())
     assert all(zoo.description(name) for name in zoo.names())
 
