@@ -9,6 +9,7 @@ has biases and starts as equal-width bins (`modules.numbers.Bins`); equal-width 
 range as the bins; tree buckets are the thresholds of one decision tree per field on the training labels.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ class AutoDis(MixtureSearch):
         }
         self.options = {name: options for name, options in self.options.items() if options}
         if not self.options:
-            raise UserError("autodis: the backbone encodes no numeric field, or the dataset has none")
+            raise UserError("autodis: the backbone encodes no numeric field wider than its first-order weight")
         self.choices: dict[str, EncoderChoice] = {}
         if len(self.kinds) > 1:
             self.choices = {name: self._open(name, opening) for name in self.options}
@@ -104,44 +105,34 @@ class AutoDis(MixtureSearch):
         return drawn
 
     def _open(self, name: str, opening: Opening) -> "EncoderChoice":
-        view, names = self.backbone.views[name], opening.train.schema.names("numeric")
-        options, places = self.options[name], list(view.encoders)
-        sources = [
-            [NumberSource(names.index(field), self.backbone.fields[field].missing, encoder.dim, encoder)]
-            for field, encoders in options.items()
-            for encoder in encoders
-        ]
+        columns, fields = opening.train.schema.names("numeric"), self.backbone.fields
+        sources = {
+            field: [NumberSource(columns.index(field), fields[field].missing, one.dim, one) for one in options]
+            for field, options in self.options[name].items()
+        }
+        view, names = self.model.views[f"view:{name}"], list(self.backbone.views[name].encoders)
         with opening.draws():
-            modules = nn.ModuleList(numbers(source, opening.training.table_init) for source in sources)
-        columns = [source[0].column for source in sources]
-        opened = EncoderChoice(
-            self.model.views[f"view:{name}"],
-            list(options),
-            [places.index(field) for field in options],
-            modules,
-            columns,
-            width=next(iter(options.values()))[0].dim,
-        )
+            opened = EncoderChoice(view, names, sources, opening.training.table_init)
         self.model.views[f"view:{name}"] = opened
         return opened
 
 
 class EncoderChoice(nn.Module):
-    """A view whose numeric fields are mixtures of several encoders: (B, M, D)."""
+    """A view whose numeric fields are mixtures of several encoders: (B, M, D).
+
+    `names`: all fields of the view; `sources`: what is to choose from for each numeric one, equally many for all.
+    """
 
     def __init__(
-        self,
-        view: nn.Module,
-        fields: list[str],
-        places: list[int],
-        encoders: nn.ModuleList,
-        columns: list[int],
-        width: int,
+        self, view: nn.Module, names: Sequence[str], sources: Mapping[str, Sequence[NumberSource]], init: float
     ) -> None:
         super().__init__()
-        self.view, self.fields, self.encoders, self.columns = view, fields, encoders, columns
-        self.mixture = Mixture(len(fields), len(encoders) // len(fields), width)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        options = [source for of_field in sources.values() for source in of_field]
+        self.view, self.fields = view, list(sources)
+        self.encoders = nn.ModuleList(numbers([source], init) for source in options)
+        self.columns = [source.column for source in options]
+        self.mixture = Mixture(len(sources), len(options) // len(sources), options[0].width)
+        self.register_buffer("places", torch.tensor([names.index(field) for field in sources]), persistent=False)
         self.places: Tensor
 
     def forward(self, batch: Batch, rows: Rows) -> Tensor:
