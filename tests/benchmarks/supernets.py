@@ -79,6 +79,8 @@ def autodim(backbone: str) -> list[Row]:
         opened("random", "field_dims", backbone, dims=[2, 4, 8, 16], trials=2 * TRIALS),
         opened("AutoDim-s", "autodim", backbone, dims=[2, 4, 8, 16], update="training", every=1),
         opened("AutoDim", "autodim", backbone, dims=[2, 4, 8, 16]),
+        opened("AutoDim, half", "autodim", backbone, dims=[2, 4, 8, 16], budget=[0.5]),
+        opened("AutoDim, quarter", "autodim", backbone, dims=[2, 4, 8, 16], budget=[0.25]),
     ]
 
 

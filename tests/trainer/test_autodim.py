@@ -31,7 +31,7 @@ from trainer.candidate import candidate_space
 from trainer.errors import UserError
 from trainer.fit import fit
 from trainer.methods import field_dims, mde
-from trainer.methods.autodim import WidthChoice, single_field_scores
+from trainer.methods.autodim import WidthChoice, single_field_scores, within_budget
 from trainer.methods.settings import AutoDimSettings, FieldDimsSettings, MDESettings
 from trainer.methods.table import METHODS
 from trainer.modules.mixture import SCALE, Mixture
@@ -540,3 +540,38 @@ def test_the_search_over_temperatures_sets_all_widths_at_once() -> None:
         assert found == mde.mixed_dims(SIZES, 32, temperature)
         assert count(filled).lifts == sum(32 * dim for dim in found.values() if dim < 32)
         assert {filled.views["first"].encoders[field].dim for field in CATEGORICAL} == {1}
+
+
+# ---- budgets --------------------------------------------------------------------------------------------------------
+
+LOG_WEIGHTS = torch.tensor([[-3.0, -2.0, -0.1], [-0.2, -2.0, -3.0], [-1.2, -1.1, -1.0]])
+ROWS_TIMES_WIDTH = torch.tensor([[20, 40, 80], [10, 20, 40], [200, 400, 800]])
+
+
+@pytest.mark.parametrize(
+    ("budget", "best"),
+    [
+        (1000, [2, 0, 2]),  # the heaviest: 80 + 10 + 800
+        (890, [2, 0, 2]),
+        (889, [2, 0, 1]),  # the third field loses least per parameter
+        (489, [2, 0, 0]),
+        (290, [2, 0, 0]),
+        (231, [0, 0, 0]),  # the middle candidate of the first field is worth no price
+        (1, [0, 0, 0]),  # nothing fits: the smallest
+    ],
+)
+def test_the_likeliest_widths_that_fit(budget: float, best: list[int]) -> None:
+    assert within_budget(LOG_WEIGHTS, ROWS_TIMES_WIDTH, budget) == best
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.2, 1.0, allow_subnormal=False))
+def test_a_budget_is_kept_and_only_costs_weight(seed: int, share: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    weight_MN = torch.randn(5, 4, generator=draw).log_softmax(dim=1)
+    size_MN = torch.randint(2, 5000, (5, 1), generator=draw) * torch.tensor([2, 4, 8, 16])
+    budget = share * float(size_MN[:, -1].sum())
+    best_M = torch.tensor(within_budget(weight_MN, size_MN, budget))
+    assert float(size_MN.gather(1, best_M[:, None]).sum()) <= budget
+    free_M = torch.tensor(within_budget(weight_MN, size_MN, float("inf")))
+    assert torch.equal(free_M, weight_MN.argmax(dim=1))
+    assert weight_MN.gather(1, best_M[:, None]).sum() <= weight_MN.gather(1, free_M[:, None]).sum()

@@ -7,7 +7,9 @@ step after `every` steps of the weights, after a warm-up with equal weights. Eac
 
 Ours, where the sources leave it open: one batch normalisation per candidate, its statistics pooled over fields; noise
 only while gates learn; a shared scale behind it (`Mixture`); the retrained model lifts narrow tables by bias-free maps.
-Numeric fields keep the full width. `update: training` is AutoDim-s, which learns gates on the weights' own batches.
+Numeric fields keep the full width. With a `budget` the widths are the likeliest that fit it together; the paper has
+nothing but the validation loss to make tables small. `update: training` is AutoDim-s, which learns gates on the
+weights' own batches.
 """
 
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
 from trainer.modules.tables import Rows
 from trainer.schema import DatasetSchema
+from trainer.space import choice
 
 
 def space(schema: DatasetSchema, settings: AutoDimSettings) -> Data:
@@ -39,6 +42,7 @@ def plan(settings: AutoDimSettings) -> Data:
     return {
         "method": "autodim",
         "dims": sorted(settings.dims),
+        "budget": choice("autodim.budget", settings.budget),
         "update": settings.update,
         "every": settings.every,
         "warm_up": settings.warm_up,
@@ -61,31 +65,31 @@ class AutoDim(MixtureSearch):
         if not self.choices:
             raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
         level: Level = "bilevel" if opening.plan["update"] == "validation" else "single"
-        super().__init__(opening.plan, {name: choice.mixture for name, choice in self.choices.items()}, level)
+        super().__init__(opening.plan, {name: opened.mixture for name, opened in self.choices.items()}, level)
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()
-        for name, choice in self.choices.items():
+        for name, opened in self.choices.items():
             for field, dim in self._dims(name).items():
                 data["views"][name]["encoders"][field]["dim"] = dim
-            data["views"][name] |= {"align": "lift", "width": choice.width}
+            data["views"][name] |= {"align": "lift", "width": opened.width}
         return Architecture.from_dict(data)
 
     def figures(self, trace: Trace) -> list[Figure]:
         drawn = []
         single = single_field_scores(self.train, self.valid)
         score = "AUC alone" if self.train.schema.task == "ctr" else "MSE alone"
-        for name, choice in self.choices.items():
-            dims, weight_MN = self._dims(name), choice.mixture.logits.detach().softmax(dim=1)
+        for name, opened in self.choices.items():
+            dims, weight_MN = self._dims(name), opened.mixture.logits.detach().softmax(dim=1)
             rows: list[list[Cell]] = [
                 [field, self.backbone.fields[field].cardinality, dims[field], single[field], *weights]
-                for field, weights in zip(choice.fields, weight_MN.tolist(), strict=True)
+                for field, weights in zip(opened.fields, weight_MN.tolist(), strict=True)
             ]
             heads = ["field", "categories", "dim", score, *(f"weight of {dim}" for dim in self.dims)]
             note = "Fields with the width that was chosen, and how well each predicts alone (mean label per category)."
             drawn.append(table(f"Widths of view {name}", note, heads, rows))
             mean_TM = trace.values[name].softmax(dim=2) @ torch.tensor(self.dims, dtype=torch.float32)
-            lines = {field: mean_TM[:, place].tolist() for place, field in enumerate(choice.fields)}
+            lines = {field: mean_TM[:, place].tolist() for place, field in enumerate(opened.fields)}
             title = f"Mean width over training ({name})"
             drawn.append(curves(title, "Widths weighed by their gates.", ("epoch", trace.epochs), "width", lines))
         return drawn
@@ -93,14 +97,39 @@ class AutoDim(MixtureSearch):
     def _open(self, name: str, fields: Sequence[str]) -> "WidthChoice":
         view = self.backbone.views[name]
         places = [list(view.encoders).index(field) for field in fields]
-        choice = WidthChoice(self.model.views[f"view:{name}"], fields, places, self.dims)
-        self.model.views[f"view:{name}"] = choice
-        return choice
+        opened = WidthChoice(self.model.views[f"view:{name}"], fields, places, self.dims)
+        self.model.views[f"view:{name}"] = opened
+        return opened
 
     def _dims(self, name: str) -> dict[str, int]:
-        choice = self.choices[name]
-        best = choice.mixture.logits.argmax(dim=1).tolist()
-        return {field: self.dims[place] for field, place in zip(choice.fields, best, strict=True)}
+        opened = self.choices[name]
+        rows_M = torch.tensor([self.backbone.fields[field].cardinality for field in opened.fields])
+        size_MN = rows_M[:, None] * torch.tensor(self.dims)
+        weight_MN = opened.mixture.logits.detach().log_softmax(dim=1)
+        best = within_budget(weight_MN, size_MN, self.plan["budget"] * float(size_MN.amax(dim=1).sum()))
+        return {field: self.dims[place] for field, place in zip(opened.fields, best, strict=True)}
+
+
+def within_budget(weight_MN: Tensor, size_MN: Tensor, budget: float) -> list[int]:
+    """For each of M fields one of N candidates: that of the greatest log weight, as far as all fit `budget` together.
+
+    Sizes rise along N. Where the heaviest do not fit, parameters get the least price at which the fields' best
+    candidates, weight minus price times size, do; at the worst that is the smallest candidate of every field.
+    """
+
+    def chosen(price: float) -> Tensor:
+        return (weight_MN.double() - price * size_MN).argmax(dim=1)
+
+    def fits(price: float) -> bool:
+        return float(size_MN.gather(1, chosen(price)[:, None]).sum()) <= budget
+
+    if fits(0.0) or size_MN.shape[1] == 1:
+        return chosen(0.0).tolist()
+    low, high = 0.0, 1.0 + float(weight_MN.amax() - weight_MN.amin())  # sizes differ by 1 at least
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return chosen(high).tolist()
 
 
 class WidthChoice(nn.Module):

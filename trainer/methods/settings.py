@@ -75,6 +75,11 @@ class WidthSettings(BackboneSettings):
 class AutoDimSettings(WidthSettings):
     """AutoDim: a width for every categorical field's embedding."""
 
+    budget: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[1.0],
+        min_length=1,
+        description="greatest share of the full tables that may be kept; 1: the gates alone decide",
+    )
     update: Literal["validation", "training"] = Field(
         default="validation",
         description="rows that decide; training: the weights' own batches (AutoDim-s, which ends wider)",
