@@ -142,18 +142,26 @@ def kept_share(report: Mapping[str, Any]) -> float:
 
 
 def markdown(reports: list[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    lines = [
-        "| model | AUC | log loss | embedding parameters | pairs | widths | search s | train s |",
-        "| --- | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
-    ]
-    for label, report in reports:
-        entry = report["leaderboard"][0]
-        auc, loss = entry["metrics"]["test"]["auc"], entry["metrics"]["test"]["logloss"]
-        figures = f"{auc['mean']:.4f} ± {auc['std']:.4f} | {loss['mean']:.4f} ± {loss['std']:.4f}"
-        seconds = f"{entry['search_seconds']:.0f} | {entry['train_seconds']:.0f}"
-        facts = f"{entry['parameters']['tables']:,} | {pairs(entry['architecture'])} | {widths(entry['architecture'])}"
-        lines.append(f"| {label} | {figures} | {facts} | {seconds} |")
-    return lines
+    """A line per row; columns that say nothing in this table are left out."""
+    lines = [_cells(label, report["leaderboard"][0]) for label, report in reports]
+    heads = [head for head in lines[0] if any(line[head] for line in lines)]
+    rule = "|".join(" --- " if head in ("model", "widths") else " ---: " for head in heads)
+    rows = [" | ".join(line[head] for head in heads) for line in lines]
+    return [f"| {' | '.join(heads)} |", f"|{rule}|", *(f"| {row} |" for row in rows)]
+
+
+def _cells(label: str, entry: Mapping[str, Any]) -> dict[str, str]:
+    auc, loss = entry["metrics"]["test"]["auc"], entry["metrics"]["test"]["logloss"]
+    return {
+        "model": label,
+        "AUC": f"{auc['mean']:.4f} ± {auc['std']:.4f}",
+        "log loss": f"{loss['mean']:.4f} ± {loss['std']:.4f}",
+        "embedding parameters": f"{entry['parameters']['tables']:,}",
+        "pairs": pairs(entry["architecture"]),
+        "widths": widths(entry["architecture"]),
+        "search s": f"{entry['search_seconds']:.0f}",
+        "train s": f"{entry['train_seconds']:.0f}",
+    }
 
 
 def pairs(architecture: Mapping[str, Any]) -> str:
