@@ -513,8 +513,7 @@ def _shared(architecture: Architecture, ref: str) -> Iterator[str]:
 def _live_views(architecture: Architecture, used: set[str]) -> dict[str, View]:
     views = {}
     for name, view in architecture.views.items():
-        # Widths that depend on other encoders of the view keep them alive; so does a reference to the whole view.
-        whole = name in used or (view.align is not None and view.width is None) or _field_aware(view)
+        whole = name in used or _indivisible(view)
         fields = [field for field in view.encoders if f"{name}.{field}" in used]
         if name in used or fields:
             kept = view.encoders if whole else {field: view.encoders[field] for field in fields}
@@ -529,8 +528,13 @@ def _listed_view(architecture: Architecture, name: str) -> View:
     readers = [node for node in architecture.nodes if parts & set(node.inputs)]
     sets = [named_sets(node) for node in readers if getattr(node, "align", None) in (None, "lift")]
     shared = any(_shared_view(other) == name for other in architecture.views.values())
-    fixed = (view.align is not None and view.width is None) or _field_aware(view) or shared
-    if fixed or len(sets) < len(readers) or None in sets or parts & set(architecture.head.inputs):
+    if (
+        shared
+        or _indivisible(view)
+        or len(sets) < len(readers)
+        or None in sets
+        or parts & set(architecture.head.inputs)
+    ):
         return view
     used = {field for listed in sets for one in listed or () for field in one}
     return view.model_copy(
@@ -542,8 +546,10 @@ def _shared_view(view: View) -> str | None:
     return next((encoder.view for encoder in view.encoders.values() if isinstance(encoder, ShareEncoder)), None)
 
 
-def _field_aware(view: View) -> bool:
-    return any(isinstance(encoder, PairsTableEncoder) for encoder in view.encoders.values())
+def _indivisible(view: View) -> bool:
+    """Whether encoders that nobody reads must stay: the widths of the others follow from them."""
+    field_aware = any(isinstance(encoder, PairsTableEncoder) for encoder in view.encoders.values())
+    return field_aware or (view.align is not None and view.width is None)
 
 
 # ---- canonical form -------------------------------------------------------------------------------------------------

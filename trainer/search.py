@@ -105,8 +105,8 @@ def run_studies(
             _finish(study, trial, message)
             del running[message.key]
             discard(checkpoints / message.key)
-            record, best = study.records()[trial.number], study.best()
-            on_end(study, record, message, bool(best) and best[0].number == trial.number)
+            best = study.best()
+            on_end(study, study.record(trial.number), message, bool(best) and best[0].number == trial.number)
 
     run_jobs(next_job, workers, on_message)
 

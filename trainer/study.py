@@ -90,6 +90,7 @@ class Study:
         self._storage = open_journal(path)
         self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed}, path)
         self._candidates: dict[int, Candidate] = {}
+        self._derived: dict[int, Candidate] = {}
         self._left_over = deque(trial.number for trial in self._all() if trial.state == TrialState.RUNNING)
 
     def next(self) -> Trial | Literal["wait"] | None:
@@ -138,6 +139,10 @@ class Study:
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         else:
             self._storage.set_trial_state_values(trial_id, state, [value])
+
+    def record(self, number: int) -> TrialRecord:
+        """What is known of trial `number`."""
+        return self._to_record(self._all()[number])
 
     def records(self) -> list[TrialRecord]:
         """All trials so far, in number order."""
@@ -212,6 +217,15 @@ class Study:
             self._candidates[trial.number] = Candidate.from_dict(filled)
         return self._candidates[trial.number]
 
+    def _found(self, trial: FrozenTrial) -> Candidate:
+        """The model that the value of a trial (no duplicate) belongs to."""
+        candidate, result = self._candidate(trial), trial.user_attrs.get("found")
+        if result is None:
+            return candidate
+        if trial.number not in self._derived:
+            self._derived[trial.number] = candidate.derived(Architecture.from_dict(result["architecture"]))
+        return self._derived[trial.number]
+
     def _trial(self, number: int) -> Trial:
         trial = self._all()[number]
         curves = [_curve(earlier) for earlier in self._all()[: max(0, number - self._lag + 1)] if _ran(earlier)]
@@ -223,17 +237,12 @@ class Study:
         facts = dict(trial.user_attrs)
         for key in ("choices", "hash", "duplicate_of"):
             facts.pop(key, None)
-        candidate = found = self._candidate(trial)
-        original = trial if duplicate_of is None else self._all()[duplicate_of]
-        result = original.user_attrs.get("found")
-        if result is not None:
-            found = candidate.derived(Architecture.from_dict(result["architecture"]))
         return TrialRecord(
             number=trial.number,
             state=_STATES[trial.state] if duplicate_of is None else "duplicate",
             value=trial.value if duplicate_of is None else self._all()[duplicate_of].value,
-            candidate=candidate,
-            found=found,
+            candidate=self._candidate(trial),
+            found=self._found(trial if duplicate_of is None else self._all()[duplicate_of]),
             params=dict(trial.params),
             curve=tuple(_curve(trial)),
             samples=facts.pop("samples", 0),

@@ -117,7 +117,6 @@ def search(
         on_epoch(record)
         return False
 
-    started = time.perf_counter()
     result = fit(
         supernet.model,
         train,
@@ -129,10 +128,11 @@ def search(
         on_epoch=watch,
         gates=gates,
     )
+    started = time.perf_counter()
     supernet.relax(1.0, frozen=False, deciding=False)
     architecture, figures = supernet.derive(), supernet.figures(gates.trace())
-    own = time.perf_counter() - started - sum(record.seconds for record in result.history)
-    return Found(architecture, figures, result.seconds + max(own, 0.0), result.samples + gates.samples)
+    seconds = result.seconds + time.perf_counter() - started
+    return Found(architecture, figures, seconds, result.samples + gates.samples)
 
 
 class _Gates:

@@ -70,7 +70,7 @@ class AutoDis(MixtureSearch):
         self.model = opening.build(opening.backbone)
         self.options = {
             name: {
-                field: [_encoder(kind, encoder.dim, opening.plan, opening.train, field) for kind in self.kinds]
+                field: _encoders(self.kinds, encoder.dim, opening.plan, opening.train, field)
                 for field, encoder in view.encoders.items()
                 if isinstance(encoder, ScaleEncoder) and encoder.dim > 1
             }
@@ -78,7 +78,7 @@ class AutoDis(MixtureSearch):
         }
         self.options = {name: options for name, options in self.options.items() if options}
         if not self.options:
-            raise UserError("autodis: the backbone encodes no numeric field wider than its first-order weight")
+            raise UserError("autodis: the backbone encodes no numeric field, or the dataset has none")
         self.choices: dict[str, EncoderChoice] = {}
         if len(self.kinds) > 1:
             self.choices = {name: self._open(name, opening) for name in self.options}
@@ -146,13 +146,19 @@ class EncoderChoice(nn.Module):
         return x_BMD.index_copy(1, self.places, self.mixture(candidate_BMND).to(x_BMD.dtype))
 
 
-def _encoder(kind: NumberEncoder, dim: int, plan: Any, train: Table, field: str) -> Any:
-    if kind == "scale":
-        return ScaleEncoder(dim=dim)
+def _encoders(kinds: Sequence[NumberEncoder], dim: int, plan: Any, train: Table, field: str) -> list[Any]:
+    """The encoder of each kind, from the field's known values."""
     values = train.numeric[:, train.schema.names("numeric").index(field)].double().numpy()
     known = ~np.isnan(values)
+    values, label = values[known], train.label.double().numpy()[known]
+    return [_encoder(kind, dim, plan, values, label, train.schema.task) for kind in kinds]
+
+
+def _encoder(kind: NumberEncoder, dim: int, plan: Any, values: Floats, label: Floats, task: Task) -> Any:
+    if kind == "scale":
+        return ScaleEncoder(dim=dim)
     if kind == "bins":
-        low, high = spread(values[known])
+        low, high = spread(values)
         return BinsEncoder(
             dim=dim,
             bins=plan["bins"],
@@ -161,7 +167,7 @@ def _encoder(kind: NumberEncoder, dim: int, plan: Any, train: Table, field: str)
             aggregation=plan["aggregation"],
             range=(low, high),
         )
-    found = boundaries(kind, values[known], train.label.double().numpy()[known], plan["buckets"], train.schema.task)
+    found = boundaries(kind, values, label, plan["buckets"], task)
     return BucketsEncoder(dim=dim, rule=kind, boundaries=tuple(found))
 
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from trainer import figures
 from trainer.architecture import FM, Architecture, Dot, Node, Pairs, Triples
 from trainer.engines.gradient import Schedule, Trace
-from trainer.errors import UserError
 from trainer.figures import Figure
 from trainer.grda import GRDA, calibrated
-from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, without
+from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, copied_views, without
 from trainer.methods.settings import AutoFISSettings
 from trainer.modules.products import GATE, Products
 from trainer.schema import DatasetSchema
@@ -129,7 +128,8 @@ def gated(architecture: Architecture, *, triples: bool) -> Architecture:
         nodes.append(form)
         if triples and isinstance(node, FM | Dot | Pairs):
             added[node.id] = f"{node.id}-triples"
-            nodes.append(_gated(node, "triples", _own_views(data["views"], node.inputs), added[node.id]))
+            views = copied_views(data["views"], node.inputs, "triples", of="autofis.triples: triples")
+            nodes.append(_gated(node, "triples", views, added[node.id]))
     for reader in [*nodes, data["head"]]:
         reader["in"] = [both for ref in reader["in"] for both in (ref, added.get(ref)) if both]
     return Architecture.from_dict({**data, "nodes": nodes})
@@ -156,18 +156,6 @@ def _gated(node: FM | Dot | Pairs, op: str, inputs: Sequence[str], node_id: str 
         "norm": "batch",
         "out": "each" if each else "sum",
     }
-
-
-def _own_views(views: Data, inputs: Sequence[str]) -> list[str]:
-    """References to copies of the views that `inputs` refer to; the copies are added to `views`."""
-    refs = []
-    for ref in inputs:
-        view, dot, field = ref.partition(".")
-        if view not in views:
-            raise UserError(f"autofis.triples: triples have tables of their own, but '{ref}' is no view")
-        views[f"{view}-triples"] = views[view]
-        refs.append(f"{view}-triples{dot}{field}")
-    return refs
 
 
 def _products(architecture: Architecture) -> list[Node]:

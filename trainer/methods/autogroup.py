@@ -22,7 +22,7 @@ from trainer.architecture import FM, Architecture, Dot, Pairs
 from trainer.engines.gradient import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves, heatmap
-from trainer.methods.base import ATTENTION, WIDTH, Data, Opening, backbone, closed, without
+from trainer.methods.base import ATTENTION, WIDTH, Data, Opening, backbone, closed, copied_views, without
 from trainer.methods.settings import AutoGroupSettings
 from trainer.modules import products
 from trainer.modules.products import group_interactions
@@ -148,7 +148,7 @@ def with_groups(architecture: Architecture, numbers: Sequence[int], dim: int) ->
         added = []
         for order, number in enumerate(numbers, start=1):
             if number:
-                views = _narrow_views(data["views"], node.inputs, f"order{order}", dim)
+                views = copied_views(data["views"], node.inputs, f"order{order}", of="autogroup: groups", dim=dim)
                 added.append(_groups(f"{node.id}-order{order}", views, order, [names] * number))
         nodes += added
         instead |= {ref: [one["id"] for one in added] for ref in (node.id, *node.inputs)}
@@ -164,19 +164,6 @@ def with_groups(architecture: Architecture, numbers: Sequence[int], dim: int) ->
 
 def _groups(node_id: str, inputs: list[str], order: int, sets: list[list[str]]) -> Data:
     return {"id": node_id, "op": "groups", "in": inputs, "order": order, "sets": sets, "norm": "batch"}
-
-
-def _narrow_views(views: Data, inputs: Sequence[str], suffix: str, dim: int) -> list[str]:
-    """References to copies of the views of `inputs`, `dim` wide; the copies are added to `views`."""
-    refs = []
-    for ref in inputs:
-        view, dot, field = ref.partition(".")
-        if view not in views:
-            raise UserError(f"autogroup: groups have tables of their own, but '{ref}' is no view")
-        copy = {name: {**encoder, "dim": dim} for name, encoder in views[view]["encoders"].items()}
-        views[f"{view}-{suffix}"] = {"encoders": copy}
-        refs.append(f"{view}-{suffix}{dot}{field}")
-    return refs
 
 
 def _replaced(refs: Sequence[str], instead: dict[str, list[str]]) -> list[str]:

@@ -1,6 +1,6 @@
 """What the methods that open a backbone share."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +81,24 @@ def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
     if not head:
         raise UserError("the search closed every part of the model: nothing is left to derive")
     return Architecture.from_dict({**data, "nodes": nodes, "head": {**data["head"], "in": head}}).live()
+
+
+def copied_views(views: Data, inputs: Sequence[str], suffix: str, *, of: str, dim: int | None = None) -> list[str]:
+    """References to copies of the views that `inputs` refer to, with tables of their own and, if set, `dim` wide.
+
+    The copies are added to `views`. Raises UserError if an input is no view; `of` says what needs the copies.
+    """
+    refs = []
+    for ref in inputs:
+        view, dot, field = ref.partition(".")
+        if view not in views:
+            raise UserError(f"{of} have tables of their own, but '{ref}' is no view")
+        copy = views[view]
+        if dim is not None:
+            copy = {"encoders": {name: {**encoder, "dim": dim} for name, encoder in copy["encoders"].items()}}
+        views[f"{view}-{suffix}"] = copy
+        refs.append(f"{view}-{suffix}{dot}{field}")
+    return refs
 
 
 class MixtureSearch:

@@ -53,9 +53,9 @@ class Groups(nn.Module):
         super().__init__()
         self.order, self.shape = order, (len(sets), fields)
         self.norm = CoordinateNorm(fields, width) if norm else None
-        self.weight = nn.Parameter(group_weights(*self.shape)[membership(sets, fields)])
-        self.register_buffer("members", membership(sets, fields), persistent=False)
+        self.register_buffer("members", _membership(sets, fields), persistent=False)
         self.members: Tensor
+        self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(self.shape))[self.members])
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         weight_GM = self.weight.new_zeros(self.shape).masked_scatter(self.members, self.weight)
@@ -78,12 +78,7 @@ def group_interactions(x_BMD: Tensor, weight_GM: Tensor, order: int) -> Tensor:
         return (group_BGD**order - alone_BGD).sum(dim=2)
 
 
-def group_weights(groups: int, fields: int) -> Tensor:
-    """Fresh weights of all fields in all groups, Xavier-normal: (G, M)."""
-    return nn.init.xavier_normal_(torch.empty(groups, fields))
-
-
-def membership(sets: Sequence[tuple[int, ...]], fields: int) -> Tensor:
+def _membership(sets: Sequence[tuple[int, ...]], fields: int) -> Tensor:
     """(G, M) bool: the fields of each set."""
     members_GM = torch.zeros(len(sets), fields, dtype=torch.bool)
     for group, one in enumerate(sets):

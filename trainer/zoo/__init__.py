@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from trainer import space
 from trainer.architecture import fields_of
 from trainer.errors import UserError
 from trainer.schema import DatasetSchema, Field
@@ -42,28 +43,21 @@ def needs(name: str) -> tuple[str, ...]:
 
 def parts(name: str) -> frozenset[str]:
     """The ops, the kinds of encoders, and the choices' names that the model's file holds."""
-    return frozenset(_parts(_load(name)["architecture"]))
+    return frozenset(_kinds(_load(name)["architecture"])) | set(choices(name))
 
 
 def choices(name: str) -> tuple[str, ...]:
     """The names of the choices that the model's file leaves open."""
-    return tuple(_choices(_load(name)["architecture"]))
+    return tuple(space.choices(_load(name)["architecture"]))
 
 
-def _choices(data: Any) -> dict[str, None]:
+def _kinds(data: Any) -> Iterator[str]:
     if isinstance(data, dict):
-        own = {data["name"]: None} if "?" in data else {}
-        return own | _choices(list(data.values()))
-    return {name: None for item in data for name in _choices(item)} if isinstance(data, list) else {}
-
-
-def _parts(data: Any) -> Iterator[str]:
-    if isinstance(data, dict):
-        yield from (data[key] for key in ("op", "kind", "name") if isinstance(data.get(key), str))
+        yield from (data[key] for key in ("op", "kind") if isinstance(data.get(key), str))
         data = list(data.values())
     if isinstance(data, list):
         for item in data:
-            yield from _parts(item)
+            yield from _kinds(item)
 
 
 def template(name: str, schema: DatasetSchema) -> Data:
