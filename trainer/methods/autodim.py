@@ -24,7 +24,7 @@ from trainer.engines.gradient import Level, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure, curves, table
 from trainer.methods.base import Data, MixtureSearch, Opening, backbone, with_dims
-from trainer.methods.settings import AutoDimSettings
+from trainer.methods.settings import AutoDimSettings, MixtureSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
 from trainer.modules.tables import Rows
@@ -44,10 +44,7 @@ def plan(settings: AutoDimSettings) -> Data:
         "dims": sorted(settings.dims),
         "budget": choice("autodim.budget", settings.budget),
         "update": settings.update,
-        "every": settings.every,
-        "warm_up": settings.warm_up,
-        "gate_learning_rate": settings.gate_learning_rate,
-        "epochs": settings.epochs,
+        **settings.model_dump(include=set(MixtureSettings.model_fields)),
     }
 
 

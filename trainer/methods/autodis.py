@@ -24,7 +24,7 @@ from trainer.engines.gradient import Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves
 from trainer.methods.base import Data, MixtureSearch, Opening, backbone
-from trainer.methods.settings import AutoDisSettings, NumberEncoder
+from trainer.methods.settings import AutoDisSettings, MixtureSettings, NumberEncoder
 from trainer.modules.mixture import Mixture
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Rows
@@ -54,10 +54,7 @@ def plan(settings: AutoDisSettings) -> Data:
         "adaptive": choice("autodis.adaptive", settings.adaptive) if soft else None,
         "aggregation": choice("autodis.aggregation", settings.aggregation) if soft else None,
         "buckets": choice("autodis.buckets", settings.buckets) if fixed else None,
-        "every": settings.every,
-        "warm_up": settings.warm_up,
-        "gate_learning_rate": settings.gate_learning_rate,
-        "epochs": settings.epochs,
+        **settings.model_dump(include=set(MixtureSettings.model_fields)),
     }
 
 

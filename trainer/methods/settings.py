@@ -72,7 +72,20 @@ class WidthSettings(BackboneSettings):
     )
 
 
-class AutoDimSettings(WidthSettings):
+class MixtureSettings(BaseModel):
+    """How a supernet of mixtures is searched: weights on training rows, gates after a warm-up on validation rows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(default=2, ge=1, description="steps of the weights for each step of the gates")
+    warm_up: float = Field(
+        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all"
+    )
+    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
+    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+
+
+class AutoDimSettings(WidthSettings, MixtureSettings):
     """AutoDim: a width for every categorical field's embedding."""
 
     budget: list[Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -84,12 +97,6 @@ class AutoDimSettings(WidthSettings):
         default="validation",
         description="rows that decide; training: the weights' own batches (AutoDim-s, which ends wider)",
     )
-    every: int = Field(default=2, ge=1, description="steps of the weights for each step of the gates")
-    warm_up: float = Field(
-        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all widths"
-    )
-    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
-    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
 
 
 class FieldDimsSettings(WidthSettings):
@@ -108,8 +115,8 @@ class MDESettings(BackboneSettings):
     )
 
 
-class AutoDisSettings(BackboneSettings):
-    """AutoDis: how numeric fields are encoded. With several encoders each field gets the one that suits it."""
+class AutoDisSettings(BackboneSettings, MixtureSettings):
+    """AutoDis: how numeric fields are encoded. With several encoders a supernet finds the one that suits each field."""
 
     OPENS = frozenset({"scale"})
     REFUSES = frozenset({"pairs_table"})
@@ -130,12 +137,6 @@ class AutoDisSettings(BackboneSettings):
     buckets: list[PositiveInt] = Field(
         default=[20], min_length=1, description="fixed buckets: their number per field, at most"
     )
-    every: int = Field(default=2, ge=1, description="several encoders: steps of the weights per step of the gates")
-    warm_up: float = Field(
-        default=0.3, ge=0, lt=1, description="several encoders: share of the search with equal weights for all"
-    )
-    gate_learning_rate: float = Field(default=0.01, gt=0, description="several encoders: Adam's rate for the gates")
-    epochs: int = Field(default=4, ge=1, description="several encoders: passes over the training rows")
 
 
 class AutoGroupSettings(BackboneSettings):
