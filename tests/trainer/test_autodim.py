@@ -32,6 +32,7 @@ from trainer.errors import UserError
 from trainer.fit import fit
 from trainer.methods import field_dims, mde
 from trainer.methods.autodim import WidthChoice, single_field_scores, within_budget
+from trainer.methods.base import Opening
 from trainer.methods.settings import AutoDimSettings, FieldDimsSettings, MDESettings
 from trainer.methods.table import METHODS
 from trainer.modules.mixture import SCALE, Mixture
@@ -575,3 +576,33 @@ def test_a_budget_is_kept_and_only_costs_weight(seed: int, share: float) -> None
     free_M = torch.tensor(within_budget(weight_MN, size_MN, float("inf")))
     assert torch.equal(free_M, weight_MN.argmax(dim=1))
     assert weight_MN.gather(1, best_M[:, None]).sum() <= weight_MN.gather(1, free_M[:, None]).sum()
+
+
+# ---- blind widths ---------------------------------------------------------------------------------------------------
+
+
+def blind_widths(draw: int, *, budget: float = 1.0) -> dict[str, int]:
+    """The widths of one draw; no row has been looked at for it."""
+    space = METHODS["autodim"].plan(AutoDimSettings(dims=DIMS, select="random", budget=[budget]))
+    base = opened("autodim", backbone="mlp", dims=DIMS)
+    opening = Opening(base.backbone, fill_params(space, {"autodim.draw": draw}), QUICK, base.train, base.valid, 1)
+    net = METHODS["autodim"].supernet(opening)
+    found = searched(net)
+    assert (found.samples, found.seconds, found.figures) == (0, 0.0, [])
+    return {field: encoder.dim for field, encoder in found.architecture.views["e"].encoders.items() if field in SIZES}
+
+
+def test_every_trial_draws_blind_widths_of_its_own_and_draws_them_again() -> None:
+    drawn = [blind_widths(draw) for draw in range(40)]
+    assert [blind_widths(draw) for draw in range(3)] == drawn[:3]
+    for field in SIZES:
+        times = [sum(one[field] == dim for one in drawn) for dim in DIMS]
+        assert min(times) >= 4  # 13 on average
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.8])
+def test_blind_widths_keep_the_budget(budget: float) -> None:
+    full = sum(rows * max(DIMS) for rows in SIZES.values())
+    drawn = [sum(SIZES[field] * dim for field, dim in blind_widths(draw, budget=budget).items()) for draw in range(20)]
+    assert max(drawn) <= budget * full
+    assert max(drawn) > 0.8 * budget * full

@@ -23,7 +23,7 @@ from trainer.methods.base import Opening
 from trainer.methods.settings import AutoFISSettings
 from trainer.modules.products import GATE
 from trainer.shapes import count
-from trainer.space import choices
+from trainer.space import choices, fill_params
 
 BACKBONES = [name for name in zoo.names() if AutoFISSettings.opens(zoo.parts(name))]
 ROWS = {"mixed": mixed_rows(60), "planted": planted(60)}
@@ -272,6 +272,16 @@ def test_random_follows_the_seed_and_no_gate() -> None:
     assert min(times) >= 1  # 6 on average
 
 
+def test_every_trial_may_take_another_random_mask() -> None:
+    plan = autofis.plan(AutoFISSettings(select="random"))
+    drawn = []
+    for draw in range(20):
+        net = AutoFIS(opening("fm", fill_params(plan, {"autofis.draw": draw}), ROWS["planted"]))
+        drawn += kept_in(net.derive(), "pairs")
+    times = [drawn.count(pair) for pair in sets_of(net.open, "pairs")]
+    assert min(times) >= 1  # 6 on average
+
+
 # ---- the search -----------------------------------------------------------------------------------------------------
 
 TRAIN, VALID = planted(1000), planted(300, seed=1)
@@ -366,14 +376,14 @@ def test_gates_learn_from_the_steps_of_the_weights_alone() -> None:
 @pytest.mark.parametrize(
     ("settings", "names", "absent"),
     [
-        ({}, {"autofis.threshold"}, {"keep"}),
+        ({}, {"autofis.threshold"}, {"keep", "draw"}),
         (
             {"triples": [False, True], "mu": [0.6, 0.8]},
             {"autofis.triples", "autofis.threshold", "autofis.mu"},
-            {"keep"},
+            {"keep", "draw"},
         ),
-        ({"select": "top", "keep": [0.2, 0.4], "mu": [0.6, 0.8]}, {"autofis.keep"}, {"threshold", "mu"}),
-        ({"select": "random", "threshold": [1.0]}, set(), {"threshold", "mu"}),
+        ({"select": "top", "keep": [0.2, 0.4], "mu": [0.6, 0.8]}, {"autofis.keep"}, {"threshold", "mu", "draw"}),
+        ({"select": "random", "threshold": [1.0]}, {"autofis.draw"}, {"threshold", "mu"}),
     ],
 )
 def test_the_plan_is_data_with_named_choices(settings: dict[str, Any], names: set[str], absent: set[str]) -> None:

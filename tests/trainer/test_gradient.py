@@ -268,6 +268,16 @@ def test_the_schedule_alone_says_how_long_a_search_takes() -> None:
     assert all(torch.equal(*both) for both in zip(last, net.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("method", ["autodim", "autodis"])
+def test_a_supernet_may_have_a_table_l2_of_its_own(method: str) -> None:
+    """None: the training's. Either way it is as if the training had it, as far as the search goes."""
+    strong = QUICK.model_copy(update={"table_l2": 0.1})
+    own = ended(supernet(method, training=QUICK, **{"table_l2": 0.1}))
+    own.assert_equal(ended(supernet(method, training=strong), training=strong))
+    other = ended(supernet(method, training=QUICK))
+    assert not all(torch.equal(mine, other.weights[name]) for name, mine in own.weights.items())
+
+
 def test_the_trace_begins_before_the_first_step_and_ends_after_the_last() -> None:
     net = supernet("autodim")
     found = searched(net)

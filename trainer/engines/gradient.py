@@ -37,12 +37,17 @@ TRACE_POINTS = 40
 
 @dataclass(frozen=True)
 class Schedule:
-    """When gates are updated. `warm_up`: the share of all steps, at the beginning, in which they are frozen."""
+    """How a supernet is trained.
+
+    `warm_up`: the share of all steps, at the beginning, in which gates are frozen. `table_l2`: the supernet's own, if
+    that differs from the derived model's.
+    """
 
     epochs: int
     level: Level
     every: int = 1
     warm_up: float = 0.0
+    table_l2: float | None = None
 
 
 class Supernet(Protocol):
@@ -109,8 +114,10 @@ def search(
     """
     if not supernet.gates:
         return Found(supernet.derive(), supernet.figures(Trace([], {})), 0.0, 0)
-    epochs = supernet.schedule.epochs
-    settings = settings.model_copy(update={"epochs": epochs, "patience": epochs, "average": 0.0})
+    schedule = supernet.schedule
+    settings = settings.model_copy(update={"epochs": schedule.epochs, "patience": schedule.epochs, "average": 0.0})
+    if schedule.table_l2 is not None:
+        settings = settings.model_copy(update={"table_l2": schedule.table_l2})
     gates = _Gates(supernet, train, valid, settings.batch_size, seed)
 
     def watch(record: EpochRecord) -> bool:

@@ -9,11 +9,12 @@ Ours, where the sources leave it open: one batch normalisation per candidate, it
 only while gates learn; a shared scale behind it (`Mixture`); the retrained model lifts narrow tables by bias-free maps.
 Numeric fields keep the full width. With a `budget` the widths are the likeliest that fit it together; the paper has
 nothing but the validation loss to make tables small. `update: training` is AutoDim-s, which learns gates on the
-weights' own batches.
+weights' own batches; `select: random` is what any choice of the same size has to beat.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from trainer.data import Batch, Table
 from trainer.engines.gradient import Level, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure, curves, table
-from trainer.methods.base import Data, MixtureSearch, Opening, backbone, with_dims
+from trainer.methods.base import Data, MixtureSearch, Opening, backbone, draw, with_dims
 from trainer.methods.settings import AutoDimSettings, MixtureSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
@@ -43,6 +44,8 @@ def plan(settings: AutoDimSettings) -> Data:
         "method": "autodim",
         "dims": sorted(settings.dims),
         "budget": choice("autodim.budget", settings.budget),
+        "select": settings.select,
+        "draw": draw("autodim") if settings.select == "random" else None,
         "update": settings.update,
         **settings.model_dump(include=set(MixtureSettings.model_fields)),
     }
@@ -63,6 +66,16 @@ class AutoDim(MixtureSearch):
             raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
         level: Level = "bilevel" if opening.plan["update"] == "validation" else "single"
         super().__init__(opening.plan, {name: opened.mixture for name, opened in self.choices.items()}, level)
+        if opening.plan["select"] == "random":
+            self._draw(opening.seed)
+
+    def _draw(self, seed: int) -> None:
+        """Weights out of the air in place of learned ones: what is drawn blindly needs no search."""
+        self.gates = {}
+        rng = np.random.default_rng([seed, self.plan["draw"]])
+        for opened in self.choices.values():
+            weight_MN = opened.mixture.logits.detach()
+            weight_MN.copy_(torch.from_numpy(rng.normal(size=weight_MN.shape)))
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()
@@ -76,7 +89,7 @@ class AutoDim(MixtureSearch):
         drawn = []
         single = single_field_scores(self.train, self.valid)
         score = "AUC alone" if self.train.schema.task == "ctr" else "MSE alone"
-        for name, opened in self.choices.items():
+        for name, opened in self.choices.items() if self.gates else ():
             dims, weight_MN = self._dims(name), opened.mixture.logits.detach().softmax(dim=1)
             rows: list[list[Cell]] = [
                 [field, self.backbone.fields[field].cardinality, dims[field], single[field], *weights]

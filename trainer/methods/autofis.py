@@ -24,7 +24,7 @@ from trainer.architecture import FM, Architecture, Dot, Node, Pairs, Triples
 from trainer.engines.gradient import Schedule, Trace
 from trainer.figures import Figure
 from trainer.grda import GRDA, calibrated
-from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, copied_views, without
+from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, copied_views, draw, without
 from trainer.methods.settings import AutoFISSettings
 from trainer.modules.products import GATE, Products
 from trainer.schema import DatasetSchema
@@ -45,6 +45,7 @@ def plan(settings: AutoFISSettings) -> Data:
         "mu": choice("autofis.mu", settings.mu) if settings.select == "grda" else None,
         "gate_learning_rate": settings.gate_learning_rate,
         "keep": choice("autofis.keep", settings.keep) if settings.select != "grda" else None,
+        "draw": draw("autofis") if settings.select == "random" else None,
         "epochs": settings.epochs,
     }
 
@@ -112,7 +113,7 @@ class AutoFIS:
         number = max(1, round(self.plan["keep"] * gate_S.numel()))
         if self.plan["select"] == "top":
             return sorted(gate_S.abs().topk(number).indices.tolist())
-        rng = np.random.default_rng([self.seed, list(self.weights).index(node_id)])
+        rng = np.random.default_rng([self.seed, self.plan["draw"], list(self.weights).index(node_id)])
         return sorted(rng.choice(gate_S.numel(), number, replace=False).tolist())
 
 

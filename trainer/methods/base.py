@@ -17,7 +17,7 @@ from trainer.methods.settings import BackboneSettings
 from trainer.modules.mixture import Mixture
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings
-from trainer.space import choices, pinned
+from trainer.space import choice, choices, pinned
 
 Data = dict[str, Any]
 
@@ -50,6 +50,11 @@ def backbone(schema: DatasetSchema, settings: BackboneSettings) -> Data:
     """The space of a method that opens a hand-made model: that model's, as far as it is not pinned."""
     template: Data = pinned(zoo.template(settings.backbone, schema), settings.choices)
     return template
+
+
+def draw(method: str) -> Data:
+    """Which of a thousand blind selections a trial takes."""
+    return choice(f"{method}.draw", range(1000))
 
 
 ATTENTION = "attention.units"
@@ -107,7 +112,8 @@ class MixtureSearch:
     def __init__(self, plan: Mapping[str, Any], mixtures: Mapping[str, Mixture], level: Level) -> None:
         self.plan, self._mixtures = plan, list(mixtures.values())
         self.gates = {name: mixture.logits for name, mixture in mixtures.items()}
-        self.schedule = Schedule(epochs=plan["epochs"], level=level, every=plan["every"], warm_up=plan["warm_up"])
+        timing = {name: plan[name] for name in ("epochs", "every", "warm_up", "table_l2")}
+        self.schedule = Schedule(level=level, **timing)
 
     def optimizer(self, steps: int) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])

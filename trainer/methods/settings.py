@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Interactor = Literal[
     "InnerProduct", "MLP", "FM", "CrossNet", "SelfAttention", "Elementwise", "Concatenate", "RandomSelect"
@@ -82,6 +82,10 @@ class MixtureSettings(BaseModel):
         default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all"
     )
     gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
+    table_l2: NonNegativeFloat | None = Field(
+        default=None,
+        description="the supernet's own table_l2, for normalised candidates bear more; none: the training's",
+    )
     epochs: int = Field(default=4, ge=1, description="passes over the training rows")
 
 
@@ -92,6 +96,9 @@ class AutoDimSettings(WidthSettings, MixtureSettings):
         default=[1.0],
         min_length=1,
         description="greatest share of the full tables that may be kept; 1: the gates alone decide",
+    )
+    select: Literal["gates", "random"] = Field(
+        default="gates", description="gates: the likeliest widths; random: drawn blindly, as large as the budget lets"
     )
     update: Literal["validation", "training"] = Field(
         default="validation",

@@ -71,11 +71,11 @@ def group_interactions(x_BMD: Tensor, weight_GM: Tensor, order: int) -> Tensor:
     # Two powers of nearly the same size are subtracted: no place for bf16.
     with torch.autocast(x_BMD.device.type, enabled=False):
         x_BMD = x_BMD.to(weight_GM.dtype)
-        group_BGD = weight_GM @ x_BMD
         if order == 1:
-            return group_BGD.flatten(1)
-        alone_BGD = weight_GM**order @ x_BMD**order
-        return (group_BGD**order - alone_BGD).sum(dim=2)
+            return (weight_GM @ x_BMD).flatten(1)
+        group_BDG = x_BMD.transpose(1, 2) @ weight_GM.T
+        alone_BG = (x_BMD**order).sum(dim=2) @ (weight_GM**order).T
+        return (group_BDG**order).sum(dim=1) - alone_BG
 
 
 def _membership(sets: Sequence[tuple[int, ...]], fields: int) -> Tensor:
