@@ -127,7 +127,12 @@ def _wrong_backbone(spec: PipelineSpec) -> list[Problem]:
     if settings.backbone in fitting:
         return _wrong_choices((*path, "choices"), settings.backbone, settings.choices)
     known = settings.backbone in zoo.names()
-    what = f"{method} finds nothing to open in {settings.backbone}" if known else f"no model {settings.backbone!r}"
+    if not known:
+        what = f"no model {settings.backbone!r}"
+    elif type(settings)().opens(zoo.parts(settings.backbone)):
+        what = f"{method} with these settings cannot open {settings.backbone}"
+    else:
+        what = f"{method} finds nothing to open in {settings.backbone}"
     return [Problem((*path, "backbone"), f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
 
 

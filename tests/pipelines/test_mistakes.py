@@ -84,6 +84,12 @@ CASES = [
         "valid here: afm, deepfm, dlrm, fm, fwfm, ipnn",
     ),
     (
+        "method: autofis\n    autofis: {triples: [false, true], backbone: dlrm}",
+        "method: autorec",
+        13,
+        "autofis with these settings cannot open dlrm; valid here: afm, deepfm, fm, fwfm, ipnn",
+    ),
+    (
         "method: autofis\n    autofis: {backbone: depfm}",
         "method: autorec",
         13,

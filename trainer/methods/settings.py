@@ -30,10 +30,9 @@ class BackboneSettings(BaseModel):
         description="values of the backbone's own choices, such as {mlp.units: [128, 128]}",
     )
 
-    @classmethod
-    def opens(cls, parts: Collection[str]) -> bool:
+    def opens(self, parts: Collection[str]) -> bool:
         """Whether a model with these parts can be a backbone."""
-        return bool(cls.OPENS & set(parts)) and not cls.REFUSES & set(parts)
+        return bool(self.OPENS & set(parts)) and not self.REFUSES & set(parts)
 
 
 class AutoFISSettings(BackboneSettings):
@@ -59,6 +58,10 @@ class AutoFISSettings(BackboneSettings):
         default=[0.3], min_length=1, description="top, random: share of gates kept"
     )
     epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+
+    def opens(self, parts: Collection[str]) -> bool:
+        """Triples have tables of their own, which the output of layers on raw numbers (dlrm) cannot have."""
+        return super().opens(parts) and not (any(self.triples) and "raw" in parts)
 
 
 class WidthSettings(BackboneSettings):
