@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.openings import exact, mixed_rows, opening, planted, settled, taken_over
+from tests.trainer.takeover import exact, mixed_rows, opening, planted, settled, taken_over
 from trainer import zoo
 from trainer.architecture import Architecture, Pairs, Triples
 from trainer.build import Model

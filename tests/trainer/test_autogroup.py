@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.openings import exact, mixed_rows, opening, planted, settled, taken_over
+from tests.trainer.takeover import exact, mixed_rows, opening, planted, settled, taken_over
 from trainer import metrics, zoo
 from trainer.architecture import Architecture, Groups
 from trainer.build import Model

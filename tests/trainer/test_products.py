@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from tests.trainer.mixed import ALL, architecture, batch_of, built, mixed_schema, parameters, view
-from tests.trainer.openings import exact
+from tests.trainer.takeover import exact
 from trainer.architecture import Architecture, ArchitectureError
 from trainer.modules.interactions import FM
 from trainer.modules.products import EPS, GATE, Groups, Products, group_interactions

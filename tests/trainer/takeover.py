@@ -1,4 +1,4 @@
-"""Help for tests of searches by gradient: small rows, supernets on them, and models that take over their weights."""
+"""Help for tests of derived models: small rows, supernets on them, and models that take over a supernet's weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
