@@ -127,7 +127,7 @@ def table(name: str, source: str, output: Path) -> list[str]:
 
     def report(row: Row) -> tuple[str, Mapping[str, Any]]:
         label, changes = row
-        folder = output / f"{name}-{''.join(c if c.isalnum() else '-' for c in label)}"
+        folder = output / "".join(c if c.isalnum() else "-" for c in label)  # rows that tables share are made once
         return label, run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
 
     reports = [report(row) for row in TABLES[name]]
