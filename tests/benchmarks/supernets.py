@@ -76,24 +76,27 @@ def autofis(backbone: str, share: float) -> list[Row]:
     ]
 
 
+WIDTHS = {"dims": [2, 4, 8, 16], "table_l2": 2e-3, "gate_learning_rate": 0.02}
+
+
 def autodim(backbone: str) -> list[Row]:
-    """MDE's power makes it about as large as half of the full tables; blind widths are as large as half of them."""
-    settings = {"dims": [2, 4, 8, 16], "table_l2": 2e-3, "gate_learning_rate": 0.02}
-    blind = {"dims": [2, 4, 8, 16], "select": "random", "budget": [0.5]}
+    """MDE's power makes it about as large as half of the full tables, which is the budget of blind widths."""
     return [
         opened("FDE", "field_dims", backbone, dims=[16]),
         opened("MDE", "mde", backbone, base=16, temperature=[0.1]),
-        opened("random widths", "autodim", backbone, trials=2 * TRIALS, **blind),
-        opened("AutoDim-s", "autodim", backbone, update="training", every=1, **settings),
-        opened("AutoDim", "autodim", backbone, **settings),
-        opened("AutoDim, half", "autodim", backbone, budget=[0.5], **settings),
+        opened("random widths", "autodim", backbone, trials=2 * TRIALS, select="random", budget=[0.5], **WIDTHS),
+        opened("AutoDim", "autodim", backbone, **WIDTHS),
+        opened("AutoDim, half", "autodim", backbone, budget=[0.5], **WIDTHS),
     ]
 
 
 ENCODERS = ("scale", "equal_width", "equal_frequency", "logarithm", "tree", "bins")
 TABLES: dict[str, list[Row]] = {
     "autofis": [zoo(name) for name in ("fm", "fwfm", "afm", "ffm", "deepfm")],
-    "autodim": [row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
+    "autodim": [
+        *[row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
+        opened("AutoDim-s", "autodim", "fm", update="training", every=1, **WIDTHS),
+    ],
     "autogroup": [
         *[zoo(name) for name in ("fm", "deepfm")],
         *[opened("AutoGroup", "autogroup", backbone, dims=[16]) for backbone in ("fm", "deepfm")],

@@ -576,6 +576,10 @@ def test_a_budget_is_kept_and_only_costs_weight(seed: int, share: float) -> None
     free_M = torch.tensor(within_budget(weight_MN, size_MN, float("inf")))
     assert torch.equal(free_M, weight_MN.argmax(dim=1))
     assert weight_MN.gather(1, best_M[:, None]).sum() <= weight_MN.gather(1, free_M[:, None]).sum()
+    spare = budget - float(size_MN.gather(1, best_M[:, None]).sum())
+    likelier_MN = weight_MN > weight_MN.gather(1, best_M[:, None])
+    fits_MN = size_MN - size_MN.gather(1, best_M[:, None]) <= spare
+    assert not (likelier_MN & fits_MN).any()  # the budget has no room left for a likelier width
 
 
 # ---- blind widths ---------------------------------------------------------------------------------------------------

@@ -124,22 +124,32 @@ def within_budget(weight_MN: Tensor, size_MN: Tensor, budget: float) -> list[int
     """For each of M fields one of N candidates: that of the greatest log weight, as far as all fit `budget` together.
 
     Sizes rise along N. Where the heaviest do not fit, parameters get the least price at which the fields' best
-    candidates, weight minus price times size, do; at the worst that is the smallest candidate of every field.
+    candidates, weight minus price times size, do; at the worst that is the smallest candidate of every field. What the
+    budget then still holds goes to the heavier candidates that fit, the greatest gain first.
     """
+    weight_MN = weight_MN.double()
 
     def chosen(price: float) -> Tensor:
-        return (weight_MN.double() - price * size_MN).argmax(dim=1)
+        return (weight_MN - price * size_MN).argmax(dim=1, keepdim=True)
 
-    def fits(price: float) -> bool:
-        return float(size_MN.gather(1, chosen(price)[:, None]).sum()) <= budget
+    def spare(best_M1: Tensor) -> float:
+        return budget - float(size_MN.gather(1, best_M1).sum())
 
-    if fits(0.0) or size_MN.shape[1] == 1:
-        return chosen(0.0).tolist()
+    best_M1 = chosen(0.0)
+    if spare(best_M1) >= 0:
+        return best_M1.flatten().tolist()
     low, high = 0.0, 1.0 + float(weight_MN.amax() - weight_MN.amin())  # sizes differ by 1 at least
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return chosen(high).tolist()
+        low, high = (low, middle) if spare(chosen(middle)) >= 0 else (middle, high)
+    best_M1 = chosen(high)
+    while True:
+        gain_MN = weight_MN - weight_MN.gather(1, best_M1)
+        gain_MN[size_MN - size_MN.gather(1, best_M1) > spare(best_M1)] = 0
+        field, candidate = divmod(int(gain_MN.argmax()), gain_MN.shape[1])
+        if gain_MN[field, candidate] <= 0:
+            return best_M1.flatten().tolist()
+        best_M1[field] = candidate
 
 
 class WidthChoice(nn.Module):
