@@ -165,12 +165,26 @@ def _cells(label: str, entry: Mapping[str, Any]) -> dict[str, str]:
         "model": label,
         "AUC": f"{auc['mean']:.4f} ± {auc['std']:.4f}",
         "log loss": f"{loss['mean']:.4f} ± {loss['std']:.4f}",
-        "embedding parameters": f"{entry['parameters']['tables']:,}",
+        "embedding parameters": f"{embedding_parameters(entry['architecture']):,}",
         "pairs": pairs(entry["architecture"]),
         "widths": widths(entry["architecture"]),
         "search s": f"{entry['search_seconds']:.0f}",
         "train s": f"{entry['train_seconds']:.0f}",
     }
+
+
+def embedding_parameters(architecture: Mapping[str, Any]) -> int:
+    """Without first-order weights, as the papers count."""
+    from trainer.architecture import Architecture
+    from trainer.shapes import encoder_parameters
+
+    made = Architecture.from_dict(architecture)
+    return sum(
+        encoder_parameters(made, view, field)
+        for name, view in made.views.items()
+        if name != "first"
+        for field in view.encoders
+    )
 
 
 def pairs(architecture: Mapping[str, Any]) -> str:
