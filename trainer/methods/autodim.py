@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer import metrics
 from trainer.architecture import Architecture, TableEncoder, View
@@ -31,6 +32,8 @@ from trainer.modules.mixture import Mixture
 from trainer.modules.tables import Rows
 from trainer.schema import DatasetSchema
 from trainer.space import choice
+
+BLIND_DRAWS = 1_000
 
 
 def space(schema: DatasetSchema, settings: AutoDimSettings) -> Data:
@@ -70,12 +73,15 @@ class AutoDim(MixtureSearch):
             self._draw(opening.seed)
 
     def _draw(self, seed: int) -> None:
-        """Weights out of the air in place of learned ones: what is drawn blindly needs no search."""
+        """Weights that stand for blind widths, of many drawn those that fill the budget best: nothing is searched."""
         self.gates = {}
         rng = np.random.default_rng([seed, self.plan["draw"]])
         for opened in self.choices.values():
-            weight_MN = opened.mixture.logits.detach()
-            weight_MN.copy_(torch.from_numpy(rng.normal(size=weight_MN.shape)))
+            size_MN, budget = self._sizes(opened)
+            place_TM = torch.from_numpy(rng.integers(len(self.dims), size=(BLIND_DRAWS, len(opened.fields))))
+            size_T = size_MN.gather(1, place_TM.T).sum(dim=0)
+            best = int(torch.where(size_T <= budget, size_T, -size_T).argmax())
+            opened.mixture.logits.detach().copy_(functional.one_hot(place_TM[best], len(self.dims)))
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()
@@ -104,6 +110,12 @@ class AutoDim(MixtureSearch):
             drawn.append(curves(title, "Widths weighed by their gates.", ("epoch", trace.epochs), "width", lines))
         return drawn
 
+    def _sizes(self, opened: "WidthChoice") -> tuple[Tensor, float]:
+        """Parameters of each candidate, (M, N), and how many there may be together."""
+        rows_M = torch.tensor([self.backbone.fields[field].cardinality for field in opened.fields])
+        size_MN = rows_M[:, None] * torch.tensor(self.dims)
+        return size_MN, self.plan["budget"] * float(size_MN[:, -1].sum())
+
     def _open(self, name: str, fields: Sequence[str]) -> "WidthChoice":
         view = self.backbone.views[name]
         places = [list(view.encoders).index(field) for field in fields]
@@ -113,10 +125,7 @@ class AutoDim(MixtureSearch):
 
     def _dims(self, name: str) -> dict[str, int]:
         opened = self.choices[name]
-        rows_M = torch.tensor([self.backbone.fields[field].cardinality for field in opened.fields])
-        size_MN = rows_M[:, None] * torch.tensor(self.dims)
-        weight_MN = opened.mixture.logits.detach().log_softmax(dim=1)
-        best = within_budget(weight_MN, size_MN, self.plan["budget"] * float(size_MN.amax(dim=1).sum()))
+        best = within_budget(opened.mixture.logits.detach().log_softmax(dim=1), *self._sizes(opened))
         return {field: self.dims[place] for field, place in zip(opened.fields, best, strict=True)}
 
 
