@@ -41,4 +41,11 @@ def _block(model: Any, kind: str) -> str:
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    return " ".join(f"{name}={_text(value)}" for name, value in values.items() if value is not None)
+
+
+def _text(value: Any) -> str:
+    """Lists of learned numbers, such as the boundaries of buckets, are not read to their last digit."""
+    if isinstance(value, list) and any(isinstance(one, float) for one in value):
+        return f"[{', '.join(f'{one:.4g}' for one in value)}]"
+    return str(value)

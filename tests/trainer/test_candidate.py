@@ -89,3 +89,19 @@ def test_the_summary_shows_each_block_with_its_values() -> None:
         "|-optimizer linear bias=True <- m, x",
     ]
     assert "table_l2=1e-05" in lines[5]
+
+
+def test_the_summary_rounds_learned_boundaries() -> None:
+    with_buckets = {
+        "e": {"encoders": {"x": {"kind": "buckets", "dim": 2, "rule": "tree", "boundaries": [-1.23456789, 2.0]}}}
+    }
+    description = {
+        "version": 1,
+        "task": "ctr",
+        "fields": {"x": {"kind": "numeric"}},
+        "views": with_buckets,
+        "nodes": [],
+        "head": {"mode": "linear", "in": ["e"]},
+    }
+    made = Candidate.from_dict({**candidate({}).to_dict(), "architecture": description})
+    assert "boundaries=[-1.235, 2] of x" in summary(made, trial=0, metric="logloss", value=0.5)
