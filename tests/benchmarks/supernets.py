@@ -78,17 +78,23 @@ def autofis(backbone: str, share: float) -> list[Row]:
     ]
 
 
-WIDTHS = {"dims": [2, 4, 8, 16], "table_l2": 2e-3, "gate_learning_rate": 0.02}
+DIMS = [2, 4, 8, 16]
+GATES = {"table_l2": 2e-3, "gate_learning_rate": 0.02}
 
 
 def autodim(backbone: str) -> list[Row]:
-    """MDE's power makes it about as large as half of the full tables, which is the budget of blind widths."""
+    """MDE's power makes it about as large as half of the full tables, which is the budget of blind widths.
+
+    Narrow tables are lifted for FM and padded for layers: the better of the two in one look each at validation rows.
+    """
+    align = ["lift" if backbone == "fm" else "pad"]
+    half = {"dims": DIMS, "align": align, "budget": [0.5]}
     return [
         opened("FDE", "field_dims", backbone, dims=[16]),
-        opened("MDE", "mde", backbone, base=16, temperature=[0.1]),
-        opened("random widths", "autodim", backbone, trials=2 * TRIALS, select="random", budget=[0.5], **WIDTHS),
-        opened("AutoDim", "autodim", backbone, **WIDTHS),
-        opened("AutoDim, half", "autodim", backbone, budget=[0.5], **WIDTHS),
+        opened("MDE", "mde", backbone, base=16, temperature=[0.1], align=align),
+        opened("random widths", "autodim", backbone, trials=2 * TRIALS, select="random", **half),
+        opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **GATES),
+        opened("AutoDim, half", "autodim", backbone, **half, **GATES),
     ]
 
 
@@ -99,7 +105,7 @@ TABLES: dict[str, list[Row]] = {
         *[row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
         # So little narrower than the full width (15 of 16) that what it gains is what the lifts do.
         opened("lifts alone", "mde", "fm", base=16, temperature=[0.01]),
-        opened("AutoDim-s", "autodim", "fm", update="training", every=1, **WIDTHS),
+        opened("AutoDim-s", "autodim", "fm", dims=DIMS, update="training", every=1, **GATES),
     ],
     "autogroup": [
         *[zoo(name) for name in ("fm", "deepfm")],

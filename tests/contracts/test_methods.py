@@ -46,7 +46,12 @@ NEEDS = {"autodim": "categorical", "field_dims": "categorical", "mde": "categori
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "autofis": {"triples": {"triples": [False, True]}, "top": {"select": "top"}, "random": {"select": "random"}},
-    "autodim": {"simple": {"update": "training"}, "one width": {"dims": [3]}},
+    "autodim": {
+        "simple": {"update": "training"},
+        "one width": {"dims": [3]},
+        "padded": {"align": ["pad", "lift"]},
+        "blind": {"select": "random"},
+    },
     "autodis": {
         "several": {"encoders": ["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]},
         "bins": {"adaptive": [False, True], "aggregation": ["average", "max", "top"]},

@@ -53,6 +53,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def settings_of(method: str, **given: Any) -> Any:
+    return {"autodim": AutoDimSettings, "field_dims": FieldDimsSettings, "mde": MDESettings}[method](**given)
+
+
 def choose(net: Any, places: dict[str, int]) -> None:
     """Make the gates clearly prefer a width (by its place among the candidates) for every field."""
     for choice in net.choices.values():
@@ -98,6 +102,31 @@ def assert_tables(architecture: Architecture, expected: dict[str, tuple[int, int
     assert configs == weights == expected
     held = sum(weight.numel() * weight.element_size() for weight in model.tables.parameters())
     assert held == 4 * sum(rows * dim for rows, dim in expected.values())
+
+
+@pytest.mark.parametrize("method", ["autodim", "field_dims", "mde"])
+@pytest.mark.parametrize("align", ["lift", "pad"])
+def test_narrow_tables_are_lifted_or_padded(method: str, align: str) -> None:
+    rule = {"base": 8, "temperature": [0.5]} if method == "mde" else {"dims": DIMS}
+    if method == "autodim":
+        net = opened("autodim", backbone="fm", align=[align], **rule)
+        choose(net, dict.fromkeys(CATEGORICAL, 0) | {"flag": 2})
+        found = net.derive()
+    else:
+        space = METHODS[method].space(schema(), settings_of(method, backbone="fm", align=[align], **rule))
+        found = Architecture.from_dict(fill_params(space, {"dim.user": 0} if method == "field_dims" else {}))
+    dims = [found.views["e"].encoders[field].dim for field in CATEGORICAL]
+    assert (min(dims), max(dims)) == (2, 8)
+    assert (found.views["e"].align, found.views["e"].width) == (align, 8)
+    assert count(found).lifts == (8 * sum(dim for dim in dims if dim < 8) if align == "lift" else 0)
+    assert found.views["first"].align is None
+
+
+@pytest.mark.parametrize("method", ["autodim", "field_dims", "mde"])
+def test_how_tables_are_aligned_can_be_searched(method: str) -> None:
+    settings = settings_of(method, backbone="fm", align=["lift", "pad"])
+    space = METHODS[method].plan(settings) if METHODS[method].plan else METHODS[method].space(schema(), settings)
+    assert choices(space)[f"{method}.align"].labels == ("lift", "pad")
 
 
 def test_first_order_weights_are_left_alone() -> None:

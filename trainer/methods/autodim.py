@@ -6,10 +6,10 @@ candidates, weighed per field by a Gumbel-softmax, is what the backbone reads. G
 step after `every` steps of the weights, after a warm-up with equal weights. Each field keeps its likeliest width.
 
 Ours, where the sources leave it open: one batch normalisation per candidate, its statistics pooled over fields; noise
-only while gates learn; a shared scale behind it (`Mixture`); the retrained model lifts narrow tables by bias-free maps.
-Numeric fields keep the full width. With a `budget` the widths are the likeliest that fit it together; the paper has
-nothing but the validation loss to make tables small. `update: training` is AutoDim-s, which learns gates on the
-weights' own batches; `select: random` is what any choice of the same size has to beat.
+only while gates learn; a shared scale behind it (`Mixture`); the retrained model lifts narrow tables by bias-free maps,
+or pads them with zeros (`align`). Numeric fields keep the full width. With a `budget` the widths are the likeliest that
+fit it together; the paper has nothing but the validation loss to make tables small. `update: training` is AutoDim-s,
+which learns gates on the weights' own batches; `select: random` is what any choice of the same size has to beat.
 """
 
 from collections.abc import Sequence
@@ -46,6 +46,7 @@ def plan(settings: AutoDimSettings) -> Data:
     return {
         "method": "autodim",
         "dims": sorted(settings.dims),
+        "align": choice("autodim.align", settings.align),
         "budget": choice("autodim.budget", settings.budget),
         "select": settings.select,
         "draw": draw("autodim") if settings.select == "random" else None,
@@ -88,7 +89,7 @@ class AutoDim(MixtureSearch):
         for name, opened in self.choices.items():
             for field, dim in self._dims(name).items():
                 data["views"][name]["encoders"][field]["dim"] = dim
-            data["views"][name] |= {"align": "lift", "width": opened.width}
+            data["views"][name] |= {"align": self.plan["align"], "width": opened.width}
         return Architecture.from_dict(data)
 
     def figures(self, trace: Trace) -> list[Figure]:

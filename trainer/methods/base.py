@@ -127,22 +127,23 @@ WIDTH = "embedding.dim"
 """The choice by which the models of the zoo call the width of their embedding."""
 
 
-def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int) -> Data:
-    """A template whose embeddings are `width` wide, each categorical field's table being `dims[field]` and lifted.
+def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int, align: Any = "lift") -> Data:
+    """A template whose embeddings are `width` wide, each categorical field's table being `dims[field]` and aligned.
 
-    `dims` may hold choices. First-order weights stay as they are. Raises UserError if there is no categorical field.
+    `dims` and `align` may hold choices. First-order weights stay as they are. Raises UserError if there is no
+    categorical field.
     """
     if not dims:
         raise UserError(f"search.method: {method} sizes the tables of categorical fields, and the dataset has none")
     template = pinned(template, {WIDTH: width})
-    views = {name: _with_dims(view, dims, width) for name, view in template["views"].items()}
+    views = {name: _with_dims(view, dims, width, align) for name, view in template["views"].items()}
     return {**template, "views": views}
 
 
-def _with_dims(view: Data, dims: Mapping[str, Any], width: int) -> Data:
+def _with_dims(view: Data, dims: Mapping[str, Any], width: int, align: Any) -> Data:
     encoders = dict(view["encoders"])
     tables = [name for name, encoder in encoders.items() if encoder["kind"] == "table" and encoder["dim"] == width]
     if not set(tables) & dims.keys():
         return view
     encoders |= {name: {"kind": "table", "dim": dims[name]} for name in tables}
-    return {**view, "encoders": encoders, "align": "lift", "width": width}
+    return {**view, "encoders": encoders, "align": align, "width": width}

@@ -12,4 +12,5 @@ from trainer.space import choice
 def space(schema: DatasetSchema, settings: FieldDimsSettings) -> Data:
     dims, widest = sorted(settings.dims), max(settings.dims)
     choices = {name: choice(f"dim.{name}", dims, default=widest) for name in schema.names("categorical")}
-    return with_dims("field_dims", backbone(schema, settings), choices, widest)
+    align = choice("field_dims.align", settings.align)
+    return with_dims("field_dims", backbone(schema, settings), choices, widest, align)

@@ -20,7 +20,8 @@ def space(schema: DatasetSchema, settings: MDESettings) -> Data:
         options = [rule[name] for rule in rules.values()]
         return choice("mde.temperature", options, labels=list(rules)) if len(options) > 1 else options[0]
 
-    return with_dims("mde", backbone(schema, settings), {name: dim(name) for name in sizes}, settings.base)
+    align = choice("mde.align", settings.align)
+    return with_dims("mde", backbone(schema, settings), {name: dim(name) for name in sizes}, settings.base, align)
 
 
 def mixed_dims(sizes: dict[str, int], base: int, temperature: float) -> dict[str, int]:

@@ -70,6 +70,16 @@ class WidthSettings(BackboneSettings):
     OPENS = frozenset({"embedding.dim"})
     REFUSES = frozenset({"share", "pairs_table"})
 
+    align: list[Literal["lift", "pad"]] = Field(
+        default=["lift"],
+        min_length=1,
+        description="how a narrow table's vectors come to the backbone's width: by a linear map, or by zeros",
+    )
+
+
+class DimsSettings(WidthSettings):
+    """Widths as a list."""
+
     dims: list[PositiveInt] = Field(
         default=[2, 4, 8, 16], min_length=1, description="widths to choose from; the widest is the backbone's"
     )
@@ -92,7 +102,7 @@ class MixtureSettings(BaseModel):
     epochs: int = Field(default=4, ge=1, description="passes over the training rows")
 
 
-class AutoDimSettings(WidthSettings, MixtureSettings):
+class AutoDimSettings(DimsSettings, MixtureSettings):
     """AutoDim: a width for every categorical field's embedding."""
 
     budget: list[Annotated[float, Field(gt=0, le=1)]] = Field(
@@ -109,15 +119,12 @@ class AutoDimSettings(WidthSettings, MixtureSettings):
     )
 
 
-class FieldDimsSettings(WidthSettings):
+class FieldDimsSettings(DimsSettings):
     """Random (or greedy, Bayesian) search of widths, a training for each set of them."""
 
 
-class MDESettings(BackboneSettings):
+class MDESettings(WidthSettings):
     """MDE: widths that fall with the cardinality by a power law."""
-
-    OPENS = frozenset({"embedding.dim"})
-    REFUSES = frozenset({"share", "pairs_table"})
 
     base: int = Field(default=16, ge=1, description="width of the smallest table, and of the backbone")
     temperature: list[Annotated[float, Field(ge=0)]] = Field(
