@@ -83,14 +83,15 @@ GATES = {"table_l2": 2e-3, "gate_learning_rate": 0.02}
 
 
 def autodim(backbone: str) -> list[Row]:
-    """MDE's power makes it about as large as half of the full tables, which is the budget of blind widths.
+    """The model itself has the full dimension everywhere (FDE).
 
-    Narrow tables are lifted for FM and padded for layers: the better of the two in one look each at validation rows.
+    MDE's power makes it about as large as half of the full tables, which is the budget of blind widths. Narrow
+    tables are lifted for FM and padded for layers: the better of the two in one look each at validation rows.
     """
     align = ["lift" if backbone == "fm" else "pad"]
     half = {"dims": DIMS, "align": align, "budget": [0.5]}
     return [
-        opened("FDE", "field_dims", backbone, dims=[16]),
+        zoo(backbone),
         opened("MDE", "mde", backbone, base=16, temperature=[0.1], align=align),
         opened("random widths", "autodim", backbone, trials=2 * TRIALS, select="random", **half),
         opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **GATES),
