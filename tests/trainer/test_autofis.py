@@ -330,7 +330,7 @@ def test_the_threshold_is_in_units_of_the_gates_start_whatever_mu(mu: float) -> 
 
 @backbones
 def test_the_pair_that_decides_is_kept(backbone: str) -> None:
-    net, result = found(backbone, threshold=[1.0])
+    net, result = found(backbone, threshold=[1.0], epochs=4, warm_up=0.0)
     ((node_id, gate),) = net.gates.items()
     pairs = kept_in(result.architecture, node_id)
     assert sets_of(net.open, node_id)[int(gate.abs().argmax())] == ("a", "b")
@@ -353,12 +353,13 @@ def test_adam_closes_nothing_by_itself() -> None:
     assert kept_in(result.architecture, "pairs") == [("a", "b")]
 
 
-def test_gates_learn_from_the_steps_of_the_weights_alone() -> None:
-    """Each step of the weights is one of the gates: 40 steps of GRDA."""
+@pytest.mark.parametrize(("warm_up", "steps"), [(0.0, 40), (0.5, 20), (0.75, 10)])
+def test_gates_learn_from_the_steps_of_the_weights_alone(warm_up: float, steps: int) -> None:
+    """Once the warm-up is over each step of the weights is one of the gates, and c is calibrated to these steps."""
     net, _ = found("fm", threshold=[0.0])
     assert not torch.equal(net.gates["pairs"].data, torch.full((10,), GATE))
     made: list[int] = []
-    net = supernet("fm", TRAIN, epochs=4)
+    net = supernet("fm", TRAIN, epochs=4, warm_up=warm_up)
     plain = net.optimizer
 
     def optimizer(steps: int) -> torch.optim.Optimizer:
@@ -367,7 +368,7 @@ def test_gates_learn_from_the_steps_of_the_weights_alone() -> None:
 
     net.optimizer = optimizer  # type: ignore[method-assign]
     gradient.search(net, TRAIN, VALID, opening("fm", net.plan, TRAIN).training, seed=1)
-    assert made == [40]
+    assert made == [steps]
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------

@@ -57,7 +57,10 @@ class AutoFISSettings(BackboneSettings):
     keep: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.3], min_length=1, description="top, random: share of gates kept"
     )
-    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+    warm_up: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the search, at its beginning, in which gates stay as they start"
+    )
+    epochs: int = Field(default=8, ge=1, description="passes over the training rows")
 
     def opens(self, parts: Collection[str]) -> bool:
         """Triples have tables of their own, which the output of layers on raw numbers (dlrm) cannot have."""
