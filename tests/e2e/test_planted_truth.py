@@ -151,6 +151,20 @@ def test_autodim_gives_fields_of_higher_rank_wider_embeddings(tmp_path: Path) ->
     assert np.mean(correlations) >= 0.6, correlations
 
 
+def test_gates_that_learn_from_training_rows_take_wider_embeddings(tmp_path: Path) -> None:
+    """Where rows are few: what over-fits looks useful to them (AutoDim-s)."""
+    training = TrainSettings(batch_size=512, learning_rate=3e-3, table_init=0.05)
+    for seed in SEEDS[:3]:
+        rows = Rows(tmp_path / str(seed), ranks(seed) | {"rows": 40_000})
+        means = {}
+        for update in ("validation", "training"):
+            settings = AutoDimSettings(backbone="fm", epochs=12, update=update)
+            _, found = rows.search("autodim", settings, training, seed)
+            encoders = found.architecture.views["e"].encoders
+            means[update] = np.mean([encoders[name].dim for name in RANKS])  # type: ignore[union-attr]
+        assert means["training"] > means["validation"], (seed, means)
+
+
 # ---- AutoGroup ------------------------------------------------------------------------------------------------------
 
 
@@ -207,18 +221,34 @@ def test_autogroup_finds_a_triple_that_pairs_cannot_express(tmp_path: Path, seed
 # ---- AutoDis --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_autodis_beats_every_bucketing_on_a_waving_number(tmp_path: Path, seed: int) -> None:
+WAVING = TrainSettings(batch_size=1024, learning_rate=5e-3, table_init=0.05, table_l2=1e-6, average=0.99, epochs=20)
+
+
+def waving(folder: Path, seed: int) -> Rows:
+    """A number whose effect goes up and down four times, one with a straight effect, and a pair."""
     fields: dict[str, Any] = {name: {"cardinality": 20, "effect": 0.3} for name in ("user", "item")}
     fields |= {"wave": {"effect": 1.2, "waves": 4}, "line": {"effect": 0.3}}
     interactions = [{"fields": ["user", "item"], "rank": 2, "strength": 0.5}]
-    rows = Rows(tmp_path, {"rows": 60_000, "seed": seed, "fields": fields, "interactions": interactions})
-    training = TrainSettings(
-        batch_size=1024, learning_rate=5e-3, table_init=0.05, table_l2=1e-6, average=0.99, epochs=20
-    )
+    return Rows(folder, {"rows": 60_000, "seed": seed, "fields": fields, "interactions": interactions})
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_autodis_beats_every_bucketing_on_a_waving_number(tmp_path: Path, seed: int) -> None:
+    rows = waving(tmp_path, seed)
     losses = {}
     for kind in ("bins", "scale", "equal_width", "equal_frequency", "logarithm", "tree"):
         settings = AutoDisSettings(backbone="fm", encoders=[kind], bins=[20], temperature=[0.5], buckets=[20])
-        _, found = rows.search("autodis", settings, training, seed)
-        losses[kind] = rows.loss(found.architecture, training, seed)
+        _, found = rows.search("autodis", settings, WAVING, seed)
+        losses[kind] = rows.loss(found.architecture, WAVING, seed)
     assert losses["bins"] < min(loss for kind, loss in losses.items() if kind != "bins"), losses
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_adaptive_temperature_mends_a_global_one_that_is_too_high(tmp_path: Path, seed: int) -> None:
+    rows = waving(tmp_path, seed)
+    losses = {}
+    for adaptive in (False, True):
+        settings = AutoDisSettings(backbone="fm", bins=[20], temperature=[10.0], adaptive=[adaptive])
+        _, found = rows.search("autodis", settings, WAVING, seed)
+        losses[adaptive] = rows.loss(found.architecture, WAVING, seed)
+    assert losses[True] < losses[False], losses
