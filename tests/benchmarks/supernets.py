@@ -7,8 +7,9 @@
     cost        MovieLens-1M as clicks: wall time of one search over that of one training of the same DeepFM
 
 Every row of a table is a pipeline of its own, with the same rows, splits, seeds and number of trials over the same
-values of the tables' L2; a trial of a search by gradient trains twice (the supernet, then what was derived), so random
-widths get twice as many. A killed command goes on where it stood when it is given again.
+values of the tables' L2. Blind masks and widths get the L2 that was best for what was searched, and twice as many
+trials, all for another draw: a trial of a search by gradient trains twice (the supernet, then what was derived).
+A killed command goes on where it stood when it is given again.
 """
 
 import argparse
@@ -25,9 +26,9 @@ SEEDS, TRIALS = 5, 4
 EPOCHS = 40
 """At most, on MovieLens-1M: with a strong L2 DeepFM learns until the 37th; held at 20, it lost to gated models."""
 PINNED = {"embedding.dim": 16, "mlp.units": [128, 128], "mlp.dropout": 0.0}
-TUNED = {"search.tune": {"table_l2": [1e-4, 4e-4, 1e-3, 1e-5]}, "train.table_l2": 1e-4}
 COMMON = {
-    **TUNED,
+    "search.tune": {"table_l2": [1e-4, 4e-4, 1e-3, 1e-5]},
+    "train.table_l2": 1e-4,
     "search.sampler": "random",
     "search.trials": TRIALS,
     "search.workers": 2,
@@ -66,6 +67,16 @@ def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **set
     }
 
 
+LIKE = "like"
+"""In a row: the row whose best L2 it gets."""
+
+
+def blind(name: str, like: str, method: str, backbone: str, **settings: Any) -> Row:
+    """A method that draws what `like` has searched."""
+    label, changes = opened(name, method, backbone, trials=2 * TRIALS, select="random", **settings)
+    return label, {**changes, LIKE: f"{like} ({backbone})"}
+
+
 THRESHOLDS = {"fm": 2.8, "deepfm": 1.15}
 """Where about half of the 28 pairs are closed, by supernets of 16 epochs with one to three seeds."""
 
@@ -74,7 +85,7 @@ def autofis(backbone: str, share: float) -> list[Row]:
     return [
         opened("AutoFIS", "autofis", backbone, threshold=[THRESHOLDS[backbone]], epochs=16),
         opened("no pruning", "autofis", backbone, threshold=[0.0], epochs=1),
-        opened("random mask", "autofis", backbone, select="random", keep=[share], trials=2 * TRIALS),
+        blind("random mask", "AutoFIS", "autofis", backbone, keep=[share]),
     ]
 
 
@@ -93,9 +104,9 @@ def autodim(backbone: str) -> list[Row]:
     return [
         zoo(backbone),
         opened("MDE", "mde", backbone, base=16, temperature=[0.1], align=align),
-        opened("random widths", "autodim", backbone, trials=2 * TRIALS, select="random", **half),
         opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **GATES),
         opened("AutoDim, half", "autodim", backbone, **half, **GATES),
+        blind("random widths", "AutoDim, half", "autodim", backbone, **half),
     ]
 
 
@@ -139,19 +150,27 @@ def table(name: str, source: str, output: Path) -> list[str]:
     file = "criteo.yaml" if name == "autodis" else "movielens-ctr.yaml"
     extra = CRITEO_CSV if name == "autodis" else {"train.epochs": EPOCHS}
 
-    def report(row: Row) -> tuple[str, Mapping[str, Any]]:
-        label, changes = row
-        folder = output / "".join(c if c.isalnum() else "-" for c in label)  # rows that tables share are made once
-        return label, run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
+    reports: dict[str, Mapping[str, Any]] = {}
 
-    reports = [report(row) for row in TABLES[name]]
+    def add(row: Row) -> None:
+        label, changes = row
+        if LIKE in changes:
+            best = reports[changes[LIKE]]["leaderboard"][0]["training"]["table_l2"]
+            changes = {key: value for key, value in changes.items() if key != LIKE}
+            changes |= {"search.tune": {"table_l2": [best]}, "train.table_l2": best}
+        folder = output / "".join(c if c.isalnum() else "-" for c in label)  # rows that tables share are made once
+        reports[label] = run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
+
+    for row in TABLES[name]:
+        add(row)
     if name == "autofis":
         for backbone in ("fm", "deepfm"):
             # The random mask keeps as many pairs as the search did.
-            reports.append(report(autofis(backbone, 0.5)[0]))
-            share = kept_share(reports[-1][1])
-            reports += [report(row) for row in autofis(backbone, share)[1:]]
-    return markdown(reports)
+            searched = autofis(backbone, 1.0)[0]
+            add(searched)
+            for row in autofis(backbone, kept_share(reports[searched[0]]))[1:]:
+                add(row)
+    return markdown(list(reports.items()))
 
 
 def kept_share(report: Mapping[str, Any]) -> float:
