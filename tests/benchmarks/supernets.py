@@ -15,7 +15,7 @@ A killed command goes on where it stood when it is given again.
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,10 @@ OWN_CHOICES = {
     "deepfm": ("mlp.units", "mlp.dropout", "embedding.dim"),
 }
 
-Row = tuple[str, dict[str, Any]]
+Changes = dict[str, Any]
+Reports = dict[str, Mapping[str, Any]]
+Row = tuple[str, Changes | Callable[[Reports], Changes]]
+"""A label, and what the pipeline changes of the file; it may follow from the reports of the rows before it."""
 
 
 def choices(model: str, *, without: str = "") -> dict[str, Any]:
@@ -56,7 +59,7 @@ def zoo(model: str) -> Row:
     return model, {"search.method": "none", "train.baselines": [{"name": model, "choices": pinned}]}
 
 
-def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> Row:
+def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:
     """A method on a backbone. Methods that set widths leave the embedding's open."""
     sized = method in ("autodim", "field_dims", "mde")
     section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
@@ -67,25 +70,28 @@ def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **set
     }
 
 
-LIKE = "like"
-"""In a row: the row whose best L2 it gets."""
-
-
 def blind(name: str, like: str, method: str, backbone: str, **settings: Any) -> Row:
-    """A method that draws what `like` has searched."""
-    label, changes = opened(name, method, backbone, trials=2 * TRIALS, select="random", **settings)
-    return label, {**changes, LIKE: f"{like} ({backbone})"}
+    """A method that draws what the row `like` has searched: as many pairs, with the L2 that was best there."""
+
+    def changes(reports: Reports) -> Changes:
+        searched = reports[f"{like} ({backbone})"]
+        best = searched["leaderboard"][0]["training"]["table_l2"]
+        share = {"keep": [kept_share(searched)]} if method == "autofis" else {}
+        _, made = opened(name, method, backbone, trials=2 * TRIALS, select="random", **settings, **share)
+        return {**made, "search.tune": {"table_l2": [best]}, "train.table_l2": best}
+
+    return f"{name} ({backbone})", changes
 
 
 THRESHOLDS = {"fm": 2.8, "deepfm": 1.15}
 """Where about half of the 28 pairs are closed, by supernets of 16 epochs with one to three seeds."""
 
 
-def autofis(backbone: str, share: float) -> list[Row]:
+def autofis(backbone: str) -> list[Row]:
     return [
         opened("AutoFIS", "autofis", backbone, threshold=[THRESHOLDS[backbone]], epochs=16),
         opened("no pruning", "autofis", backbone, threshold=[0.0], epochs=1),
-        blind("random mask", "AutoFIS", "autofis", backbone, keep=[share]),
+        blind("random mask", "AutoFIS", "autofis", backbone),
     ]
 
 
@@ -113,7 +119,10 @@ def autodim(backbone: str) -> list[Row]:
 
 ENCODERS = ("scale", "equal_width", "equal_frequency", "logarithm", "tree", "bins")
 TABLES: dict[str, list[Row]] = {
-    "autofis": [zoo(name) for name in ("fm", "fwfm", "afm", "ffm", "deepfm")],
+    "autofis": [
+        *[zoo(name) for name in ("fm", "fwfm", "afm", "ffm", "deepfm")],
+        *[row for backbone in ("fm", "deepfm") for row in autofis(backbone)],
+    ],
     "autodim": [
         *[row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
         # So little narrower than the full width (15 of 16) that what it gains is what the lifts do.
@@ -150,27 +159,11 @@ def main() -> None:
 def table(name: str, source: str, output: Path) -> list[str]:
     file = "criteo.yaml" if name == "autodis" else "movielens-ctr.yaml"
     extra = CRITEO_CSV if name == "autodis" else {"train.epochs": EPOCHS}
-
-    reports: dict[str, Mapping[str, Any]] = {}
-
-    def add(row: Row) -> None:
-        label, changes = row
-        if LIKE in changes:
-            best = reports[changes[LIKE]]["leaderboard"][0]["training"]["table_l2"]
-            changes = {key: value for key, value in changes.items() if key != LIKE}
-            changes |= {"search.tune": {"table_l2": [best]}, "train.table_l2": best}
+    reports: Reports = {}
+    for label, row in TABLES[name]:
+        changes = row(reports) if callable(row) else row
         folder = output / "".join(c if c.isalnum() else "-" for c in label)  # rows that tables share are made once
         reports[label] = run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
-
-    for row in TABLES[name]:
-        add(row)
-    if name == "autofis":
-        for backbone in ("fm", "deepfm"):
-            # The random mask keeps as many pairs as the search did.
-            searched = autofis(backbone, 1.0)[0]
-            add(searched)
-            for row in autofis(backbone, kept_share(reports[searched[0]]))[1:]:
-                add(row)
     return markdown(list(reports.items()))
 
 

@@ -139,15 +139,19 @@ def ranks(seed: int) -> dict[str, Any]:
     return {"rows": 200_000, "seed": seed, "fields": fields, "interactions": interactions}
 
 
+def dims(architecture: Architecture) -> list[int]:
+    """The widths of the fields in the order of `RANKS`."""
+    encoders = architecture.views["e"].encoders
+    return [encoders[name].dim for name in RANKS]  # type: ignore[union-attr]
+
+
 def test_autodim_gives_fields_of_higher_rank_wider_embeddings(tmp_path: Path) -> None:
     training = TrainSettings(batch_size=512, learning_rate=3e-3, table_init=0.05)
     correlations = []
     for seed in SEEDS:
         rows = Rows(tmp_path / str(seed), ranks(seed))
         _, found = rows.search("autodim", AutoDimSettings(backbone="fm", epochs=6), training, seed)
-        encoders = found.architecture.views["e"].encoders
-        dims = [encoders[name].dim for name in RANKS]  # type: ignore[union-attr]
-        correlations.append(float(spearmanr(dims, list(RANKS.values())).statistic))
+        correlations.append(float(spearmanr(dims(found.architecture), list(RANKS.values())).statistic))
     assert np.mean(correlations) >= 0.6, correlations
 
 
@@ -160,8 +164,7 @@ def test_gates_that_learn_from_training_rows_take_wider_embeddings(tmp_path: Pat
         for update in ("validation", "training"):
             settings = AutoDimSettings(backbone="fm", epochs=12, update=update)
             _, found = rows.search("autodim", settings, training, seed)
-            encoders = found.architecture.views["e"].encoders
-            means[update] = np.mean([encoders[name].dim for name in RANKS])  # type: ignore[union-attr]
+            means[update] = np.mean(dims(found.architecture))
         assert means["training"] > means["validation"], (seed, means)
 
 
