@@ -96,8 +96,8 @@ def autofis(backbone: str) -> list[Row]:
 
 
 DIMS = [2, 4, 8, 16]
-GATES = {"table_l2": 2e-3, "gate_learning_rate": 0.1, "every": 1}
-"""Gates that decide: at .02 and every other step they ended near equal weights, and the likeliest width was chance."""
+SUPERNET = {"table_l2": 2e-3}
+"""Normalised candidates bear more L2; without it every field looks as if it needed the full width."""
 
 
 def autodim(backbone: str) -> list[Row]:
@@ -111,8 +111,8 @@ def autodim(backbone: str) -> list[Row]:
     return [
         zoo(backbone),
         opened("MDE", "mde", backbone, base=16, temperature=[0.1], align=align),
-        opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **GATES),
-        opened("AutoDim, half", "autodim", backbone, **half, **GATES),
+        opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **SUPERNET),
+        opened("AutoDim, half", "autodim", backbone, **half, **SUPERNET),
         blind("random widths", "AutoDim, half", "autodim", backbone, **half),
     ]
 
@@ -127,7 +127,7 @@ TABLES: dict[str, list[Row]] = {
         *[row for backbone in ("fm", "wide_deep", "deepfm") for row in autodim(backbone)],
         # So little narrower than the full width (15 of 16) that what it gains is what the lifts do.
         opened("lifts alone", "mde", "fm", base=16, temperature=[0.01]),
-        opened("AutoDim-s", "autodim", "fm", dims=DIMS, update="training", **GATES),
+        opened("AutoDim-s", "autodim", "fm", dims=DIMS, update="training", **SUPERNET),
     ],
     "autogroup": [
         *[zoo(name) for name in ("fm", "deepfm")],

@@ -93,11 +93,11 @@ class MixtureSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    every: int = Field(default=2, ge=1, description="steps of the weights for each step of the gates")
+    every: int = Field(default=1, ge=1, description="steps of the weights for each step of the gates")
     warm_up: float = Field(
         default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with equal weights for all"
     )
-    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
+    gate_learning_rate: float = Field(default=0.1, gt=0, description="Adam's rate for the gates")
     table_l2: NonNegativeFloat | None = Field(
         default=None,
         description="the supernet's own table_l2, for normalised candidates bear more; none: the training's",
