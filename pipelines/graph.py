@@ -58,7 +58,7 @@ STEPS = (
         "evaluate",
         inputs=("ingest", "search", "train"),
         settings=("evaluate", "tracking"),
-        data="components/report.*s",
+        data="components/report.[cj]s*",
     ),
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import graph
-from pipelines.graph import STEPS, Step, code_version, plan
+from pipelines.graph import ROOT, STEPS, Step, code_version, plan
 from pipelines.spec import load
 
 QUICKSTART = Path(graph.__file__).parent / "gallery" / "quickstart.yaml"
@@ -47,6 +47,12 @@ def test_a_setting_changes_its_step_and_all_after_it(override: str, first: str) 
     changed = [name for name in NAMES if before[name] != after[name]]
 
     assert changed == NAMES[NAMES.index(first) :]
+
+
+def test_every_file_that_is_no_module_belongs_to_a_step() -> None:
+    counted = {file for step in STEPS if step.data for file in ROOT.glob(step.data)}
+    files = {path for package in ("components", "trainer") for path in (ROOT / package).rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc")} == counted
 
 
 def test_labels_change_nothing() -> None:

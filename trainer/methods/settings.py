@@ -91,7 +91,8 @@ class DimsSettings(WidthSettings):
 class MixtureSettings(BaseModel):
     """How a supernet of mixtures is searched: weights on training rows, gates after a warm-up on validation rows.
 
-    `every` and the gates' rate are ours: with AutoDim's own, 10 and 1e-3, a search of a million rows decides nothing.
+    `every` and the gates' rate are ours. AutoDim's, 10 and 1e-3, are for tens of millions of rows; on 800,000 even 2
+    and 0.02 left its gates near equal weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
