@@ -24,7 +24,7 @@ test: install $(VENV)/.dev-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadgroup
 
 install: $(VENV)/.installed
 
@@ -37,8 +37,8 @@ $(VENV)/.installed: requirements.txt requirements-torchrec.txt pyproject.toml | 
 	$(BIN)/python -c 'import torchrec'
 	touch $@
 
-$(VENV)/.dev-installed: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.dev-installed: requirements-dev.txt requirements-cluster.txt $(VENV)/.installed
+	$(BIN)/pip install --disable-pip-version-check -r requirements-dev.txt -r requirements-cluster.txt
 	touch $@
 
 check-python:

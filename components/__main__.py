@@ -1,6 +1,7 @@
 """`python -m components STEP --settings FILE --output DIR`: one pipeline step, on a laptop and in a container alike.
 
-FILE is JSON: {"pipeline": name, "settings": the whole spec with every default, "inputs": {step: folder}}.
+FILE is JSON: {"pipeline": name, "step": step, "key": what the work belongs to, "settings": the whole spec with every
+default, "inputs": {step: folder}}.
 Events go to standard output, one JSON object per line (`components.events`); the log goes to standard error. Exit code
 2 means a user's mistake: the last line on standard error is `error: ` and the line to show.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from components.tracking import Tracker
 from trainer.errors import UserError
 from trainer.workers import die_with_parent
 
-Inputs = dict[str, Path]
+STUDIES = "DALIL_STUDIES"
+"""Environment: the database of the studies, where several machines search. Never in a file, for it holds a password."""
 
 
 def main() -> int:
@@ -28,14 +31,15 @@ def main() -> int:
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--part", help="do this part of the step only: trials (search), or the key of a training")
     arguments = parser.parse_args()
     die_with_parent(os.getppid())
     emit = emitter(_take_stdout())
     task = json.loads(arguments.settings.read_text())
     inputs = {step: Path(folder) for step, folder in task["inputs"].items()}
     try:
-        with Tracker(arguments.output, pipeline=task["pipeline"], step=arguments.step) as tracker:
-            STEPS[arguments.step](task, inputs, arguments.output, emit, tracker)
+        with Tracker(arguments.output, pipeline=task["pipeline"], step=arguments.step, part=arguments.part) as tracker:
+            STEPS[arguments.step](Work(task, inputs, arguments.output, emit, tracker, arguments.part))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,47 +52,78 @@ def main() -> int:
     return 0
 
 
-def _ingest(task: dict[str, Any], inputs: Inputs, output: Path, emit: Emit, tracker: Tracker) -> None:
+@dataclass(frozen=True)
+class Work:
+    """What a step is given."""
+
+    task: dict[str, Any]
+    inputs: dict[str, Path]
+    output: Path
+    emit: Emit
+    tracker: Tracker
+    part: str | None
+
+
+def _ingest(work: Work) -> None:
     from components.dataset import DatasetSpec
     from components.ingest import ingest
 
-    spec = DatasetSpec.model_validate(task["settings"]["dataset"])
-    tracker.log_params({"dataset": task["settings"]["dataset"]})
+    settings = work.task["settings"]["dataset"]
+    work.tracker.log_params({"dataset": settings})
 
     def progress(done: int, total: int | None, stage: str) -> None:
-        emit("progress", done=done, total=total, unit="rows", text=stage)
+        work.emit("progress", done=done, total=total, unit="rows", text=stage)
 
-    schema = ingest(spec, output, progress)
-    tracker.log_metrics({f"rows_{split}": rows for split, rows in schema.rows.items()})
+    schema = ingest(DatasetSpec.model_validate(settings), work.output, progress)
+    work.tracker.log_metrics({f"rows_{split}": rows for split, rows in schema.rows.items()})
 
 
-def _search(task: dict[str, Any], inputs: Inputs, output: Path, emit: Emit, tracker: Tracker) -> None:
-    from components.search import search
+def _search(work: Work) -> None:
+    from components.search import Shared, search
     from components.settings import SearchSpec, TrainSpec
 
-    settings = task["settings"]
-    tracker.log_params({"search": settings["search"], "train": settings["train"]})
-    spec, train = SearchSpec.model_validate(settings["search"]), TrainSpec.model_validate(settings["train"])
-    search(spec, train, inputs["ingest"], output, emit, tracker)
+    settings, studies = work.task["settings"], os.environ.get(STUDIES)
+    work.tracker.log_params({"search": settings["search"], "train": settings["train"]})
+    search(
+        SearchSpec.model_validate(settings["search"]),
+        TrainSpec.model_validate(settings["train"]),
+        work.inputs["ingest"],
+        work.output,
+        work.emit,
+        work.tracker,
+        part=work.part,
+        shared=Shared(studies, work.task["key"]) if studies else None,
+    )
 
 
-def _train(task: dict[str, Any], inputs: Inputs, output: Path, emit: Emit, tracker: Tracker) -> None:
+def _train(work: Work) -> None:
     from components.settings import SearchSpec, TrainSpec
     from components.train import train
+    from trainer.distributed import World
 
-    settings = task["settings"]
-    tracker.log_params({"train": settings["train"]})
-    search, spec = SearchSpec.model_validate(settings["search"]), TrainSpec.model_validate(settings["train"])
-    train(search, spec, inputs["ingest"], inputs["search"], output, emit, tracker)
+    settings = work.task["settings"]
+    work.tracker.log_params({"train": settings["train"]})
+    spec = TrainSpec.model_validate(settings["train"])
+    train(
+        SearchSpec.model_validate(settings["search"]),
+        spec,
+        work.inputs["ingest"],
+        work.inputs["search"],
+        work.output,
+        work.emit,
+        work.tracker,
+        world=World.here(spec.nodes, spec.processes),
+        part=work.part,
+    )
 
 
-def _evaluate(task: dict[str, Any], inputs: Inputs, output: Path, emit: Emit, tracker: Tracker) -> None:
+def _evaluate(work: Work) -> None:
     from components.evaluate import evaluate
 
-    evaluate(task["pipeline"], task["settings"], inputs, output, emit, tracker)
+    evaluate(work.task["pipeline"], work.task["settings"], work.inputs, work.output, work.emit, work.tracker)
 
 
-STEPS: dict[str, Callable[[dict[str, Any], Inputs, Path, Emit, Tracker], None]] = {
+STEPS: dict[str, Callable[[Work], None]] = {
     "ingest": _ingest,
     "search": _search,
     "train": _train,

@@ -3,13 +3,32 @@
 Light on purpose (pydantic only): validating a file must not load a data library.
 """
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trainer.schema import FieldKind, Task, Transform
 
 FormatName = Literal["movielens", "netflix", "criteo", "avazu", "libfm", "sequence", "csv", "parquet", "planted"]
+
+
+SECRET_URL = r"://[^/?#]*@"
+"""Of a URL that holds a user name or a password."""
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it is: what is written in a pipeline file is shown to everybody.
+
+    Raises:
+        ValueError: it holds credentials.
+    """
+    if re.search(SECRET_URL, url):
+        raise ValueError("a URL must not hold credentials: storage libraries read them from the environment")
+    return url
+
+
+Url = Annotated[str, AfterValidator(without_credentials)]
 
 
 class _Settings(BaseModel):
@@ -68,10 +87,10 @@ class SplitSpec(_Settings):
     ratios: list[float] = Field(default=[8, 1, 1], min_length=3, max_length=3, description="train, valid, test")
     stratify: bool = Field(default=True, description="random: the same share of every label value in every split")
     seed: int = Field(default=2026, ge=0, description="of the random split and of drawn negatives")
-    valid: str | None = Field(
+    valid: Url | None = Field(
         default=None, description="files: URL of the validation rows; drawn from the source if not set"
     )
-    test: str | None = Field(default=None, description="files: URL of the test rows")
+    test: Url | None = Field(default=None, description="files: URL of the test rows")
 
     @model_validator(mode="after")
     def _is_complete(self) -> "SplitSpec":
@@ -166,18 +185,17 @@ class PlantedSpec(_Settings):
 
 
 class DatasetSpec(_Settings):
-    """The rows a pipeline learns from.
+    """The rows a pipeline learns from."""
 
-    Credentials never stand here: storage libraries read them from the environment.
-    """
-
-    source: str | None = Field(
+    source: Url | None = Field(
         default=None, description="URL of the rows (file, s3, gs, http, ...); netflix: a folder or a pattern"
     )
     format: FormatName = Field(description="the layout of the files, gzip or not; planted: generated rows")
     task: Task = Field(default="ctr", description="ctr: log loss on a 0/1 label; rating: squared error")
     label: LabelSpec = Field(default=LabelSpec(), description="what is predicted")
-    fields: dict[str, FieldSpec] = Field(default={}, description="settings by field; a sequence may be added here")
+    fields: dict[str, FieldSpec] = Field(
+        default={}, max_length=1000, description="settings by field; a sequence may be added here"
+    )
     select: list[str] = Field(default=[], description="only these fields; all if empty")
     drop: list[str] = Field(default=[], description="all fields but these")
     min_count: int = Field(default=1, ge=1, description="min_count of categorical fields that do not set their own")

@@ -78,6 +78,8 @@ def evaluate(
     shutil.rmtree(output / "model", ignore_errors=True)  # what a killed evaluation may have left half-written
     serve.save(output / "model", comparison.architecture(champion), shipped.weights, inputs["ingest"])
     _track(tracker, facts, output, spec.register_as)
+    value = next(entry["metrics"]["test"][metric]["mean"] for entry in entries if entry["name"] == champion["name"])
+    emit("champion", name=champion["name"], metric=metric, value=value, registered_as=spec.register_as)
     return facts
 
 

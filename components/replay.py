@@ -34,13 +34,15 @@ log = logging.getLogger("dalil.shipping")
 
 
 class Replay:
-    """Brings events to one MLflow. `runs` maps our keys to run ids and grows; a lost entry is found by its tag."""
+    """Brings events to one MLflow. `runs` maps our keys to run ids and grows; a lost entry is found by its tag. So do
+    `experiments`, by name.
+    """
 
-    def __init__(self, uri: str, artifacts: str | None, runs: dict[str, str]) -> None:
+    def __init__(self, uri: str, artifacts: str | None, runs: dict[str, str], experiments: dict[str, str]) -> None:
         self._client = MlflowClient(uri, uri)
         self._artifacts = artifacts
         self._runs = runs
-        self._experiments: dict[str, str] = {}
+        self._experiments = experiments
 
     def replay(self, opening: Event, events: list[Event]) -> None:
         """Bring `events` of the spool that begins with `opening` to MLflow.

@@ -1,7 +1,7 @@
 """Step `search`: find architectures and tune the hand-made models, all as trials of Optuna studies in one worker pool.
 
 Output:
-    studies/<name>.journal  the Optuna study of the method and of each baseline
+    studies/<name>.journal  the Optuna study of the method and of each baseline, unless they are in a database
     architectures.json      what the train step trains: the best of the method first, then each baseline at its best
     trials.parquet          every trial of every study
     search.json             the method's search in numbers
@@ -11,6 +11,7 @@ A killed step goes on where its studies stand: finished trials stay, running one
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trainer.schema import DatasetSchema
 from trainer.search import run_studies
 from trainer.shapes import count
 from trainer.space import pinned
+from trainer.storage import Database, JournalFile
 from trainer.study import Study, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Outcome, discard
@@ -35,24 +37,48 @@ from trainer.workers import Epoch, Outcome, discard
 BASELINE = "zoo"
 
 
-def search(spec: SearchSpec, train: TrainSpec, dataset: Path, output: Path, emit: Emit, tracker: Tracker) -> None:
-    """Run every study to its end and write what the train step needs.
+TRIALS = "trials"
+"""The part of the step that several workers may do side by side."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Studies in a database, for workers on several machines: `url` for SQLAlchemy, `prefix` of the studies' names."""
+
+    url: str
+    prefix: str
+
+
+def search(
+    spec: SearchSpec,
+    train: TrainSpec,
+    dataset: Path,
+    output: Path,
+    emit: Emit,
+    tracker: Tracker,
+    *,
+    part: str | None = None,
+    shared: Shared | None = None,
+) -> None:
+    """Run every study to its end and write what the train step needs; with `part` TRIALS only the former.
 
     Raises:
         UserError: the dataset does not fit a model or the method, or no trial of a study gave a model.
     """
     schema = DatasetSchema.load(dataset)
-    studies = _studies(spec, train, schema, output)
+    studies = _studies(spec, train, schema, output, shared)
     watcher = _Watcher(studies, spec, MAIN[schema.task], emit, tracker)
     run_studies(
         studies,
         dataset,
         output / "checkpoints",
         seed=spec.seed,
-        workers=spec.workers,
+        workers=1 if shared else spec.workers,
         on_epoch=watcher.on_epoch,
         on_end=watcher.on_end,
     )
+    if part == TRIALS:
+        return
     chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
     (output / "architectures.json").write_text(json.dumps(chosen, indent=1))
     _trials(studies).write_parquet(output / "trials.parquet")
@@ -92,7 +118,8 @@ class _Watcher:
 
     def progress(self) -> None:
         records = [record for study in self.studies for record in study.records()]
-        done = sum(record.state != "running" for record in records)
+        running = sum(record.state == "running" for record in records)
+        done = len(records) - running
         total = sum(study.trials for study in self.studies)
         seconds = [record.seconds for record in records if record.seconds]
         left = sum(seconds) / len(seconds) * (total - done) / self.spec.workers if seconds else None
@@ -101,23 +128,30 @@ class _Watcher:
             "progress",
             done=done,
             total=total,
+            running=running,
+            failed=sum(record.state == "failed" for record in records),
             unit="trials",
             best=best[0].value if best else None,
+            best_trial=f"{self.studies[0].name}-{best[0].number}" if best else None,
             seconds_left=left,
         )
 
 
-def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: Path) -> list[Study]:
+def _studies(
+    spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: Path, shared: Shared | None
+) -> list[Study]:
     """The method's study first, then one for each baseline."""
     folder = output / "studies"
     folder.mkdir(exist_ok=True)
+    database = Database(shared.url) if shared else None
 
     def study(name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None) -> Study:
         space = candidate_space(template, train.settings(), spec.tune, supernet)
         return Study(
-            folder / f"{name}.journal",
+            database or JournalFile(folder / f"{name}.journal"),
             name,
             space,
+            key=f"{shared.prefix}/{name}" if shared else name,
             sampler=spec.sampler,
             trials=trials,
             lag=2 * spec.workers - 1,
@@ -127,12 +161,13 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: 
 
     studies = []
     if spec.method != "none":
-        method, settings = METHODS[spec.method], getattr(spec, spec.method)
-        supernet = method.plan(settings) if method.plan else None
-        studies.append(study(spec.method, method.space(schema, settings), spec.trials, supernet))
-    for baseline in train.baselines:
-        template = pinned(zoo.template(baseline.name, schema), baseline.choices)
-        studies.append(study(baseline.name, template, baseline.trials or spec.trials))
+        method, own = METHODS[spec.method], getattr(spec, spec.method)
+        supernet = method.plan(own) if method.plan else None
+        studies.append(study(spec.method, method.space(schema, own), spec.trials, supernet))
+    for name in train.baselines:
+        settings = train.baseline(name)
+        template = pinned(zoo.template(name, schema), settings.choices)
+        studies.append(study(name, template, settings.trials or spec.trials))
     if not studies:
         raise UserError("nothing to train: name a search.method or at least one of train.baselines")
     return studies

@@ -5,8 +5,9 @@ Light on purpose (pydantic only): validating a file must not load a tensor libra
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from components.dataset import Url
 from trainer.methods.settings import (
     AutoDimSettings,
     AutoDisSettings,
@@ -46,22 +47,16 @@ class SearchSpec(BaseModel):
     mde: MDESettings = Field(default=MDESettings(), description="the method mde: widths by a power law")
 
 
-class Baseline(BaseModel):
-    """A hand-made model of the zoo, tuned and trained beside what the search finds. `deepfm` means {name: deepfm}."""
+class BaselineSettings(BaseModel):
+    """How one hand-made model of the zoo is tuned, where that differs from what is searched."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="model of the zoo, such as deepfm")
     trials: int | None = Field(default=None, ge=1, description="trials of its own search; search.trials if not set")
     choices: dict[str, Any] = Field(
         default={},
         description="values of the model's own choices, such as {mlp.units: [128, 128]}",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 class TrainSpec(TrainSettings):
@@ -69,7 +64,16 @@ class TrainSpec(TrainSettings):
 
     candidates: int = Field(default=1, ge=1, description="best architectures of the search to train")
     seeds: int = Field(default=3, ge=1, description="trainings per model; the leaderboard shows mean and deviation")
-    baselines: list[Baseline] = Field(default=[], description="models of the zoo to compare with, by name")
+    baselines: list[str] = Field(default=[], description="models of the zoo to tune and train beside what is found")
+    baseline_settings: dict[str, BaselineSettings] = Field(
+        default={}, description="settings of a baseline, by its name"
+    )
+    nodes: int = Field(default=1, ge=1, description="machines of one training; on one machine they are processes")
+    processes: int = Field(default=1, ge=1, description="processes of one training on each machine")
+
+    def baseline(self, name: str) -> BaselineSettings:
+        """The settings of one of `baselines`."""
+        return self.baseline_settings.get(name, BaselineSettings())
 
     def settings(self) -> TrainSettings:
         """The settings of one training, without what is repeated around it."""
@@ -98,6 +102,6 @@ class TrackingSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    uri: str | None = Field(
+    uri: Url | None = Field(
         default=None, min_length=1, description="MLflow tracking URI; a SQLite file beside the runs if not set"
     )

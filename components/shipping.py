@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from components.artifacts import write_whole
+from components.tracking import KEY_FILE
 
 if TYPE_CHECKING:
     from components.replay import Replay
@@ -108,6 +109,18 @@ def tracking_uri(root: Path, uri: str | None) -> str:
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve().parent / 'mlflow.db'}"
 
 
+def run_url(root: Path, step: Path) -> str | None:
+    """The page of the pipeline's run in MLflow, once it is known there; `step` is the folder of one of its steps."""
+    folder = root.resolve() / "tracking"
+    target = _Target.load(folder)
+    state = _State.load(target.state_file(folder))
+    key_file = step / KEY_FILE
+    run = state.runs.get(json.loads(key_file.read_text())["parent"]) if key_file.exists() else None
+    if run is None or not state.experiments or not target.uri.startswith("http"):
+        return None
+    return f"{target.uri.rstrip('/')}/#/experiments/{next(iter(state.experiments.values()))}/runs/{run}"
+
+
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # retries are ours: the spool is the buffer
@@ -142,6 +155,7 @@ class _State:
 
     offsets: dict[str, int] = field(default_factory=dict)
     runs: dict[str, str] = field(default_factory=dict)
+    experiments: dict[str, str] = field(default_factory=dict)
     running: dict[str, list[str]] = field(default_factory=dict)
     """Keys of the runs that have no end yet, by spool."""
     error: str | None = None
@@ -260,7 +274,7 @@ class _Shipper:
         if self.replay is None:
             from components.replay import Replay
 
-            self.replay = Replay(target.uri, target.artifacts, self.state.runs)
+            self.replay = Replay(target.uri, target.artifacts, self.state.runs, self.state.experiments)
         return self.replay
 
     def _save(self) -> None:
@@ -285,6 +299,8 @@ class _Shipper:
     def _note_running(self, spool: Path, event: dict[str, Any]) -> None:
         if event["op"] not in ("run", "status"):
             return
+        if opening(spool).get("part") is not None and not event["run"].startswith(f"{opening(spool)['run']}/"):
+            return  # the step's run outlives its parts
         running = self.state.running.setdefault(spool.name, [])
         if event.get("status", "RUNNING") == "RUNNING":
             running += [event["run"]] if event["run"] not in running else []

@@ -6,7 +6,7 @@ A step only appends lines to a file, the *spool*; it neither imports MLflow nor 
 Where things lie, for a step whose output folder is `runs/<pipeline>/<step>.partial`:
 
     runs/<pipeline>/tracking/pipeline.json          key of the parent run, until its evaluate step has finished
-    runs/<pipeline>/tracking/<step>-<key>.jsonl     the spool: one event per line
+    runs/<pipeline>/tracking/<step>-<key>.jsonl     the spool: one event per line (parts have spools of their own)
     runs/<pipeline>/<step>.partial/.tracking.json   key of the step's run; lives and dies with the step's output
 
 Runs are named by keys of ours, not by MLflow's ids, so a spool can be written before MLflow has ever answered. A step
@@ -15,6 +15,7 @@ that is killed and resumed finds its folder's key, reads its own spool and write
 
 import fcntl
 import json
+import socket
 import time
 import uuid
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,7 @@ from components.artifacts import write_whole
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 KEY_FILE = ".tracking.json"
+PIPELINE_FILE = "pipeline.json"
 LAST_STEP = "evaluate"
 """The step that completes a pipeline run: the parent run ends with it, and the next step opens a new one."""
 
@@ -39,14 +41,15 @@ class Tracker:
     the step's output folder (`runs/<pipeline>/<step>.partial`); it must exist.
     """
 
-    def __init__(self, folder: Path, *, pipeline: str, step: str) -> None:
+    def __init__(self, folder: Path, *, pipeline: str, step: str, part: str | None = None) -> None:
         self.folder = folder
         self.step = step
         root = folder.parent / "tracking"
-        root.mkdir(exist_ok=True)
-        self._pipeline_file = root / "pipeline.json"
-        self.key, self.parent = _keys(folder, self._pipeline_file)
-        self.spool = root / f"{step}-{self.key}.jsonl"
+        self.key, self.parent = keys(folder)
+        self._pipeline_file = root / PIPELINE_FILE
+        self._part = part
+        writer = f"{step}-{self.key}" if part is None else f"{step}-{self.key}-{part}-{socket.gethostname()}"
+        self.spool = root / f"{writer}.jsonl"
         self._lock = Lock()
         self._file = self.spool.open("a+b")
         # The shipping process sees by this lock whether the step still lives, even after kill -9.
@@ -56,12 +59,11 @@ class Tracker:
 
     def _open_runs(self, pipeline: str) -> None:
         folder = str(self.folder.resolve())
-        self._write(
-            "open", {"op": "open", "experiment": pipeline, "run": self.key, "step": self.step, "folder": folder}
-        )
+        opening = {"op": "open", "experiment": pipeline, "run": self.key, "step": self.step, "folder": folder}
+        self._write("open", opening | {"part": self._part})
         self._write(f"run {self.parent}", {"op": "run", "run": self.parent, "name": pipeline, "parent": None})
         self._write(f"run {self.key}", {"op": "run", "run": self.key, "name": self.step, "parent": self.parent})
-        for run in (self.parent, self.key):
+        for run in (self.parent, self.key) if self._part is None else ():
             self._write(None, {"op": "status", "run": run, "status": "RUNNING"})
 
     def log_params(self, values: Mapping[str, Any]) -> None:
@@ -113,7 +115,10 @@ class Tracker:
         self._write(f"register {name}", event)
 
     def close(self, status: Status = "FINISHED") -> None:
-        """End the step's run, and the parent run where the pipeline ends here."""
+        """End the step's run, and the parent run where the pipeline ends here. The end of a part ends nothing."""
+        if self._part is not None and status == "FINISHED":
+            self._file.close()
+            return
         self._write(None, {"op": "status", "run": self.key, "status": status})
         if status != "FINISHED" or self.step == LAST_STEP:
             self._write(None, {"op": "status", "run": self.parent, "status": status})
@@ -160,8 +165,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return items
 
 
-def _keys(folder: Path, pipeline_file: Path) -> tuple[str, str]:
-    """Keys of the step's run and of its parent: those of a killed step that goes on, or fresh ones."""
+def keys(folder: Path) -> tuple[str, str]:
+    """Keys of the run of the step at work in `folder`, and of its parent; those of a killed step that goes on, or
+    fresh ones. Where several processes do parts of the step, one of them asks before the others begin.
+    """
+    root = folder.parent / "tracking"
+    root.mkdir(exist_ok=True)
+    pipeline_file = root / PIPELINE_FILE
     key_file = folder / KEY_FILE
     if key_file.exists():
         known = json.loads(key_file.read_text())

@@ -13,21 +13,39 @@ from components.artifacts import write_whole
 from components.events import Emit
 from components.settings import SearchSpec, TrainSpec
 from components.tracking import Tracker
+from trainer.distributed import World, launch
 from trainer.errors import UserError
 from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
 
 
 def train(
-    search: SearchSpec, spec: TrainSpec, dataset: Path, searched: Path, output: Path, emit: Emit, tracker: Tracker
+    search: SearchSpec,
+    spec: TrainSpec,
+    dataset: Path,
+    searched: Path,
+    output: Path,
+    emit: Emit,
+    tracker: Tracker,
+    *,
+    world: World,
+    part: str | None = None,
 ) -> None:
     """Train the candidates that the search step left in `searched`/architectures.json.
+
+    With `part`, the key of one training (`<name>-seed-<n>`), do that one and leave the rest to others. A training that
+    needs a `world` of several processes has the machine for itself.
 
     Raises:
         UserError: a training ended without a model; the line says which and why.
     """
     candidates: list[dict[str, Any]] = json.loads((searched / "architectures.json").read_text())
-    run = _Run(candidates, spec, dataset, output, emit, tracker)
-    run_jobs(run.next_job, search.workers, run.on_message)
+    run = _Run(candidates, spec, dataset, output, emit, tracker, part)
+    if world.size == 1:
+        run_jobs(run.next_job, search.workers, run.on_message)
+    while job := run.next_job():
+        launch(job, world, run.on_message)
+    if part is not None:
+        return
     models = [{**candidate, "seeds": run.seeds(candidate["name"])} for candidate in candidates]
     (output / "models.json").write_text(json.dumps(models, indent=1))
     discard(output / "checkpoints")
@@ -44,6 +62,7 @@ class _Run:
         output: Path,
         emit: Emit,
         tracker: Tracker,
+        part: str | None,
     ) -> None:
         self.spec, self.output, self.emit, self.tracker = spec, output, emit, tracker
         self.done: dict[str, Outcome] = {}
@@ -51,6 +70,8 @@ class _Run:
         for seed in range(1, spec.seeds + 1):
             for candidate in candidates:
                 key = _key(candidate["name"], seed)
+                if part not in (None, key):
+                    continue
                 if self._outcome(key).exists():
                     self.done[key] = Outcome.from_json(self._outcome(key).read_text())
                 else:
@@ -119,3 +140,9 @@ def _key(name: str, seed: int) -> str:
 
 def _weights(key: str) -> Path:
     return Path("weights") / f"{key}.safetensors"
+
+
+def parts(searched: Path, spec: TrainSpec) -> list[str]:
+    """The keys of all trainings of the step, in the order in which they should begin."""
+    candidates = json.loads((searched / "architectures.json").read_text())
+    return [_key(candidate["name"], seed) for seed in range(1, spec.seeds + 1) for candidate in candidates]

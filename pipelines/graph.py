@@ -50,7 +50,7 @@ STEPS = (
         settings=("search", "train"),
         without=("train.seeds",),
         resumable=True,
-        extends=("search.trials", "train.baselines", "train.candidates"),
+        extends=("search.trials", "train.baselines", "train.baseline_settings", "train.candidates"),
         data="trainer/zoo/*.yaml",
     ),
     Step("train", inputs=("ingest", "search"), settings=("train",), resumable=True),
@@ -76,21 +76,22 @@ class Plan:
     """Digest of each thing that the result depends on, by its name, to say what has changed."""
 
 
-def plan(pipeline: SearchPipeline) -> list[Plan]:
-    """The steps in order.
+def plan(pipeline: SearchPipeline, source: str | None = None) -> list[Plan]:
+    """The steps in order. `source`: digest of the source files' state, as known from the ingest step's manifest.
 
     Raises:
         UserError: a source cannot be reached.
     """
     spec = pipeline.spec.model_dump(mode="json")
-    facts: dict[str, Any] = {"ingest": source_state(pipeline.spec.dataset), "evaluate": pipeline.metadata.name}
+    facts = {"ingest": source or digest_of(source_state(pipeline.spec.dataset))}
+    facts["evaluate"] = digest_of(pipeline.metadata.name)
     digests: dict[str, str] = {}
     plans = []
     for step in STEPS:
         inputs = {name: digests[name] for name in step.inputs}
         parts = {
             "its settings": digest_of(_chosen(spec, step.settings, step.without)),
-            "its source": digest_of(facts.get(step.name)),
+            "its source": facts.get(step.name, ""),
             "Dalil's code": code_version(step),
             **{f"the result of {name}": digest for name, digest in inputs.items()},
         }
@@ -100,6 +101,16 @@ def plan(pipeline: SearchPipeline) -> list[Plan]:
         plans.append(Plan(step, digest, resume, inputs, parts))
         digests[step.name] = digest
     return plans
+
+
+def keys(pipeline: SearchPipeline) -> dict[str, str]:
+    """Step -> digest of the settings that it and the steps before it depend on: what the file alone can tell."""
+    spec = pipeline.spec.model_dump(mode="json")
+    found: dict[str, str] = {}
+    for step in STEPS:
+        before = {name: found[name] for name in step.inputs}
+        found[step.name] = digest_of(step.name, _chosen(spec, step.settings, step.without), before)
+    return found
 
 
 def source_state(dataset: DatasetSpec) -> list[dict[str, str]]:

@@ -55,6 +55,13 @@ def explain(root: type[BaseModel], data: Any, error: ValidationError) -> list[Pr
     return [problem for problem in problems if problem.message != _MISSING or problem.path not in misspelt]
 
 
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"
+MEMORY_PATTERN = r"^[0-9]+(Mi|Gi)$"
+PATTERNS = {
+    NAME_PATTERN: "lower-case letters, digits and '-' only, such as movielens-1m",
+    MEMORY_PATTERN: "write a whole number of Mi or Gi, such as 4Gi",
+}
+
 _UNKNOWN = "unknown key"
 _MISSING = "is missing"
 
@@ -77,9 +84,7 @@ def _explain_one(root: type[BaseModel], data: Any, detail: ErrorDetails) -> Prob
         bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
         return Problem(path, f"must have {bound} items, not {context['actual_length']}")
     if kind == "string_pattern_mismatch":
-        return Problem(
-            path, f"{_shown(value)} does not fit: lower-case letters, digits and '-' only, such as movielens-1m"
-        )
+        return Problem(path, f"{_shown(value)} does not fit: {PATTERNS[context['pattern']]}")
     if kind == "string_too_short":
         return Problem(path, "must not be empty")
     if kind == "string_too_long":

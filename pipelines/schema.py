@@ -22,6 +22,7 @@ _KEPT = (
     "maximum",
     "minItems",
     "maxItems",
+    "maxProperties",
 )
 
 
@@ -49,15 +50,18 @@ def _structural(node: Schema, models: dict[str, Schema]) -> Schema:
         if f"exclusive{bound}" in node:
             schema[bound.lower()] = node[f"exclusive{bound}"]
             schema[f"exclusive{bound}"] = True
-    if node.get("default") is not None and not isinstance(node["default"], dict):
-        schema["default"] = node["default"]
+    if node.get("default") is not None:
+        # An object's own default is empty: the API server fills its keys with theirs.
+        schema["default"] = {} if isinstance(node["default"], dict) else node["default"]
     if "properties" in node:
         schema["properties"] = {key: _structural(value, models) for key, value in node["properties"].items()}
         schema |= {key: node[key] for key in ("required",) if key in node}
-    elif isinstance(node.get("additionalProperties"), dict):
+    elif isinstance(node.get("additionalProperties"), dict) and node["additionalProperties"]:
         schema["additionalProperties"] = _structural(node["additionalProperties"], models)
+    elif node.get("type") == "object":
+        schema["x-kubernetes-preserve-unknown-fields"] = True
     if "items" in node:
-        schema["items"] = _item(node["items"], models)
+        schema["items"] = _structural(node["items"], models)
     return schema
 
 
@@ -73,10 +77,3 @@ def _nullable(node: Schema, models: dict[str, Schema]) -> Schema:
     (inner,) = [option for option in node["anyOf"] if option != {"type": "null"}]
     schema = _structural({**inner, **{key: node[key] for key in node if key != "anyOf"}}, models)
     return {**schema, "nullable": True} | ({"enum": [*schema["enum"], None]} if "enum" in schema else {})
-
-
-def _item(node: Schema, models: dict[str, Schema]) -> Schema:
-    """A baseline may be a plain name, which a structural schema cannot say: the operator's own check reads it."""
-    if node.get("$ref") == "#/$defs/Baseline":
-        return {"x-kubernetes-preserve-unknown-fields": True, "description": models["Baseline"]["description"]}
-    return _structural(node, models)

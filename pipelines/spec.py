@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from components.dataset import DatasetSpec
 from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, TrainSpec
 from pipelines.document import Document, Override
-from pipelines.messages import KeyPath, Problem, SpecError, explain, suggest
+from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
 from trainer.methods.settings import BackboneSettings
 from trainer.schema import Task
@@ -25,8 +25,9 @@ KIND = "SearchPipeline"
 METRICS: dict[Task, tuple[Metric, ...]] = {"ctr": ("logloss", "auc"), "rating": ("mse", "rmse")}
 """Metrics of each task, the default one first."""
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=52)]
-"""As Kubernetes wants it for a label, with room for the suffixes of the pipeline's jobs."""
+NAME_LENGTH = 40
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
+"""As Kubernetes wants it for a label, with room for what the names of the pipeline's Jobs add."""
 
 
 class Metadata(BaseModel):
@@ -40,8 +41,18 @@ class Metadata(BaseModel):
     annotations: dict[str, str] = Field(default={}, description="Kubernetes annotations")
 
 
+class Resources(BaseModel):
+    """What each pod of a pipeline gets; of no effect on one machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpu: float = Field(default=1, gt=0, description="processor cores, such as 2 or 0.5")
+    memory: str = Field(default="2Gi", pattern=MEMORY_PATTERN, description="memory, such as 4Gi")
+    gpus: int = Field(default=0, ge=0, description="GPUs")
+
+
 class PipelineSpec(BaseModel):
-    """The five sections, in the order in which the data meets them."""
+    """The five sections, in the order in which the data meets them, and how a cluster runs them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,6 +61,9 @@ class PipelineSpec(BaseModel):
     train: TrainSpec = Field(default=TrainSpec(), description="final training, and the models to compare with")
     evaluate: EvaluateSpec = Field(default=EvaluateSpec(), description="comparison and registration")
     tracking: TrackingSpec = Field(default=TrackingSpec(), description="records of the run")
+    resources: Resources = Field(default=Resources(), description="cluster: what each pod gets")
+    retries: int = Field(default=3, ge=0, description="cluster: attempts after one that failed by nobody's mistake")
+    suspend: bool = Field(default=False, description="cluster: stop the pods; nothing is lost, false goes on")
 
     @model_validator(mode="after")
     def _metric_follows_task(self) -> "PipelineSpec":
@@ -88,6 +102,18 @@ def load(path: Path, overrides: tuple[str, ...] = ()) -> SearchPipeline:
     if problems:
         raise SpecError("\n".join(document.locate(problem) for problem in _in_order(document, problems)))
     return pipeline
+
+
+def check(data: Mapping[str, Any]) -> tuple[SearchPipeline | None, str]:
+    """A pipeline object as the API server has it, or what is wrong with it in one line."""
+    about = {key: value for key, value in data["metadata"].items() if key in Metadata.model_fields}
+    plain = {"apiVersion": data["apiVersion"], "kind": data["kind"], "metadata": about, "spec": data["spec"]}
+    try:
+        pipeline = SearchPipeline.model_validate(plain, strict=True)
+        problems = _contradictions(pipeline.spec)
+    except ValidationError as error:
+        return None, "; ".join(map(str, explain(SearchPipeline, plain, error)))
+    return (None, "; ".join(map(str, problems))) if problems else (pipeline, "")
 
 
 def render(pipeline: SearchPipeline) -> str:
@@ -147,21 +173,23 @@ def _wrong_choices(path: KeyPath, model: str, choices: Mapping[str, Any]) -> lis
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
-    models = zoo.names()
+    models, named = zoo.names(), spec.train.baselines
     # By `of`, not by `kind`: a parquet column of lists is known for a sequence without being declared one.
     histories = spec.dataset.format == "sequence" or any(field.of for field in spec.dataset.fields.values())
     problems: list[Problem] = []
-    seen: set[str] = set()
-    for index, baseline in enumerate(spec.train.baselines):
-        path = ("spec", "train", "baselines", index)
-        if baseline.name not in models:
-            problems.append(Problem(path, f"no model {baseline.name!r} in the zoo; {suggest(baseline.name, models)}"))
-        elif "sequence" in zoo.needs(baseline.name) and not histories:
-            message = f"{baseline.name} needs a sequence; add one to dataset.fields, or leave {baseline.name} out"
+    for index, name in enumerate(named):
+        path: KeyPath = ("spec", "train", "baselines", index)
+        if name not in models:
+            problems.append(Problem(path, f"no model {name!r} in the zoo; {suggest(name, models)}"))
+        elif "sequence" in zoo.needs(name) and not histories:
+            message = f"{name} needs a sequence; add one to dataset.fields, or leave {name} out"
             problems.append(Problem(path, message))
-        else:
-            problems += _wrong_choices((*path, "choices"), baseline.name, baseline.choices)
-        if baseline.name in seen:
-            problems.append(Problem(path, f"{baseline.name} stands in the list twice"))
-        seen.add(baseline.name)
+        if name in named[:index]:
+            problems.append(Problem(path, f"{name} stands in the list twice"))
+    for name, settings in spec.train.baseline_settings.items():
+        path = ("spec", "train", "baseline_settings", name)
+        if name not in named:
+            problems.append(Problem(path, f"{name} is none of train.baselines; {suggest(name, named)}"))
+        elif name in models:
+            problems += _wrong_choices((*path, "choices"), name, settings.choices)
     return problems

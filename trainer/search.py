@@ -18,6 +18,7 @@ from trainer.metrics import MAIN
 from trainer.propose import Sampler
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
+from trainer.storage import JournalFile
 from trainer.study import WAIT, Study, Trial, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
@@ -51,7 +52,9 @@ def search(
     schema = DatasetSchema.load(dataset)
     space = candidate_space(searchable.space(schema), settings or TrainSettings(), tune or TuneSettings())
     lag = 2 * workers - 1
-    study = Study(output / "study.journal", "search", space, sampler=sampler, trials=trials, lag=lag, seed=seed)
+    study = Study(
+        JournalFile(output / "study.journal"), "search", space, sampler=sampler, trials=trials, lag=lag, seed=seed
+    )
 
     def on_end(study: Study, trial: TrialRecord, outcome: Outcome, best: bool) -> None:
         if best and trial.value is not None:
@@ -108,7 +111,11 @@ def run_studies(
             best = study.best()
             on_end(study, study.record(trial.number), message, bool(best) and best[0].number == trial.number)
 
-    run_jobs(next_job, workers, on_message)
+    def beat() -> None:
+        for study in studies:
+            study.beat()
+
+    run_jobs(next_job, workers, on_message, beat=beat, alone=not any(study.shared for study in studies))
 
 
 def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:

@@ -1,25 +1,20 @@
-"""One search as one Optuna study in a journal file: what was tried, what came of it, and what to try next.
+"""One search as one Optuna study: what was tried, what came of it, and what to try next.
 
 Any number of workers may train trials at a time, yet the search is a fixed sequence: trial n is proposed from the
-results of the trials up to n - lag and of no other, and so waits for these. The journal may be opened with Optuna at
-any time (`optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(path)))`); only one process may
-write to it. A process killed at any moment loses nothing but the trainings in flight: the next `Study` on the same
-journal hands them out again.
+results of the trials up to n - lag and of no other, and so waits for these. The workers may be processes of one
+machine (one of them has the study, in a journal file) or of many (each has the study, in a database). A worker killed
+at any moment loses nothing but the trainings in flight, which are handed out again under their numbers. Optuna reads
+the study at any time.
 """
 
-import fcntl
 import math
-import os
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any, Final, Literal
 
 import numpy as np
 from optuna.distributions import CategoricalDistribution
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -28,6 +23,7 @@ from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
 from trainer.space import Label, Params, choices, digest, fill_params
+from trainer.storage import BEAT, StudyStorage
 
 WAIT: Final = "wait"
 State = Literal["running", "complete", "pruned", "failed", "duplicate"]
@@ -68,51 +64,79 @@ class Study:
     """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`).
 
     `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
-    Raises UserError if the journal already holds a study of this name with another space, sampler or seed.
+    `key` is the study's name in the storage, `name` if not set.
+    Raises UserError if the storage already holds a study of this name with another space, sampler or seed.
     """
 
     def __init__(
         self,
-        path: Path,
+        storage: StudyStorage,
         name: str,
         space: Any,
         *,
+        key: str | None = None,
         sampler: Sampler,
         trials: int,
         lag: int,
         seed: int,
         prune: bool = True,
     ) -> None:
-        self.name = name
+        self.name, self._key, self._store = name, key or name, storage
         self._space, self._sampler, self.trials, self._lag, self._seed = space, sampler, trials, lag, seed
         self._prune = prune
         self._choices = choices(space)
-        self._storage = open_journal(path)
-        self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed}, path)
+        self._storage = storage.optuna
+        with storage.lock(self._key):
+            self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
-        self._left_over = deque(trial.number for trial in self._all() if trial.state == TrialState.RUNNING)
+        self._mine: set[int] = set()
+        """Trials in our hands."""
 
     def next(self) -> Trial | Literal["wait"] | None:
         """The trial to train next; WAIT if it depends on one that is still running; None if there is none left.
 
-        Trials that a killed process left running come first, under their number and with their parameters. Duplicates
-        are recorded on the way.
+        Trials that a dead worker left running come first, under their number and with their parameters. Duplicates are
+        recorded on the way. As long as trials are in other hands the answer is WAIT, for these may yet be left.
         """
-        if self._left_over:
-            return self._trial(self._left_over.popleft())
+
+        def look() -> Trial | Literal["wait"] | None:
+            with self._store.lock(self._key):
+                return self._next()
+
+        return self._store.patiently(look)
+
+    def _next(self) -> Trial | Literal["wait"] | None:
+        others = [trial for trial in self._all() if not trial.state.is_finished() and trial.number not in self._mine]
+        for trial in others:
+            if self._store.stale(trial):
+                return self._taken(trial.number)
         while (number := len(self._all())) < self.trials:
             if any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)]):
                 return WAIT
             proposal = propose(self._space, self._sampler, self._seed, number, self._past(number))
             self._record(proposal)
             if proposal.duplicate_of is None:
-                return self._trial(number)
-        return None
+                return self._taken(number)
+        return WAIT if others else None
+
+    def beat(self) -> None:
+        """Say that the trials in our hands are at work."""
+        for number in sorted(self._mine):
+            self._store.patiently(partial(self._beat, number))
+
+    @property
+    def shared(self) -> bool:
+        """Other processes may train trials of this study too."""
+        return self._store.shared
 
     def report(self, number: int, epoch: int, value: float) -> None:
         """The best value of trial `number` after `epoch` (from 0), for those who watch the study."""
-        self._storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+
+        def write() -> None:
+            self._storage.set_trial_intermediate_value(self._trial_id(number), epoch, value)
+
+        self._store.patiently(write)
 
     def finish(
         self,
@@ -128,17 +152,32 @@ class Study:
         """The end of trial `number`; `value` None: it failed. `attrs` (JSON) go into the record and into the study;
         `attrs["found"]["architecture"]` is what the trial's supernet led to.
         """
-        trial_id = self._trial_id(number)
-        for epoch, best in enumerate(curve):
-            self._storage.set_trial_intermediate_value(trial_id, epoch, best)
-        for key, fact in {**(attrs or {}), "samples": samples, "seconds": seconds}.items():
-            self._storage.set_trial_user_attr(trial_id, key, fact)
-        state = TrialState.PRUNED if pruned else TrialState.COMPLETE
-        # Last, because a trial is finished by this line and by no other.
-        if value is None:
-            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
-        else:
-            self._storage.set_trial_state_values(trial_id, state, [value])
+        facts = {**(attrs or {}), "samples": samples, "seconds": seconds}
+        state = TrialState.FAIL if value is None else TrialState.PRUNED if pruned else TrialState.COMPLETE
+
+        def write() -> None:
+            with self._store.lock(self._key):
+                if self._all()[number].state.is_finished():
+                    return  # by whoever took it for left behind: both results are the same
+                trial_id = self._trial_id(number)
+                for epoch, best in enumerate(curve):
+                    self._storage.set_trial_intermediate_value(trial_id, epoch, best)
+                for key, fact in facts.items():
+                    self._storage.set_trial_user_attr(trial_id, key, fact)
+                # Last, because a trial is finished by this line and by no other.
+                self._storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+
+        self._store.patiently(write)
+        self._mine.discard(number)
+
+    def _taken(self, number: int) -> Trial:
+        self._mine.add(number)
+        self._beat(number)
+        return self._trial(number)
+
+    def _beat(self, number: int) -> None:
+        if self._store.shared:
+            self._storage.set_trial_user_attr(self._trial_id(number), BEAT, self._store.now())
 
     def record(self, number: int) -> TrialRecord:
         """What is known of trial `number`."""
@@ -157,18 +196,18 @@ class Study:
             models.setdefault(record.found.hash, record)
         return list(models.values())[:k]
 
-    def _open(self, facts: Mapping[str, Any], path: Path) -> int:
-        """The study's id in the journal; a new study gets `facts`, an old one must have the same."""
+    def _open(self, facts: Mapping[str, Any]) -> int:
+        """The study's id in the storage; a new study gets `facts`, an old one must have the same."""
         names = [study.study_name for study in self._storage.get_all_studies()]
-        if self.name not in names:
+        if self._key not in names:
             with quiet():
-                self._storage.create_new_study([StudyDirection.MINIMIZE], self.name)
-        study_id = self._storage.get_study_id_from_name(self.name)
+                self._storage.create_new_study([StudyDirection.MINIMIZE], self._key)
+        study_id = self._storage.get_study_id_from_name(self._key)
         known = self._storage.get_study_user_attrs(study_id)
         for key, fact in facts.items():
             if known.setdefault(key, fact) != fact:
                 raise UserError(
-                    f"{path}: study '{self.name}' was begun with another {key}: delete the file to begin anew"
+                    f"{self._store.place}: study '{self._key}' was begun with another {key}: delete it to begin anew"
                 )
             self._storage.set_study_user_attr(study_id, key, fact)
         return study_id
@@ -194,11 +233,13 @@ class Study:
         ]
 
     def _record(self, proposal: Proposal) -> None:
-        """Write the trial by one line of the journal: after a kill it is there whole or not at all."""
+        """Write the trial by one line of a journal or one transaction: after a kill it is there whole or not at all."""
         shown = self._shown(proposal.params)
         facts: dict[str, Any] = {"choices": proposal.params, "hash": proposal.candidate.hash}
         if proposal.duplicate_of is not None:
             facts["duplicate_of"] = proposal.duplicate_of
+        elif self._store.shared:
+            facts[BEAT] = self._store.now()
         trial = create_trial(
             state=TrialState.RUNNING if proposal.duplicate_of is None else TrialState.PRUNED,
             params=shown,
@@ -235,7 +276,7 @@ class Study:
     def _to_record(self, trial: FrozenTrial) -> TrialRecord:
         duplicate_of = trial.user_attrs.get("duplicate_of")
         facts = dict(trial.user_attrs)
-        for key in ("choices", "hash", "duplicate_of"):
+        for key in ("choices", "hash", "duplicate_of", BEAT):
             facts.pop(key, None)
         return TrialRecord(
             number=trial.number,
@@ -284,35 +325,3 @@ def _ran(trial: FrozenTrial) -> bool:
 
 def _curve(trial: FrozenTrial) -> list[float]:
     return [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
-
-
-def open_journal(path: Path) -> JournalStorage:
-    """The Optuna storage in the file `path`, made if there is none and mended if its writer was killed in mid-line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    _drop_torn_line(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=_FileLock(path)))
-
-
-def _drop_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        text = file.read()
-        if not text.endswith(b"\n"):
-            file.truncate(text.rfind(b"\n") + 1)
-
-
-class _FileLock(JournalFileOpenLock):
-    """A lock on the journal itself that dies with its process; Optuna's own locks would be waited for after a kill."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-        self._descriptor = -1
-
-    def acquire(self) -> bool:
-        self._descriptor = os.open(self._path, os.O_RDONLY)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        os.close(self._descriptor)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from trainer.data import Table
     from trainer.fit import EpochRecord
 
+BEAT_SECONDS = 10.0
+POLL_SECONDS = 1.0
+"""How often a worker with nothing to do asks whether others have made work for it."""
 ATTEMPTS = 3
 """A job whose worker died this often is given up."""
 
@@ -94,11 +97,19 @@ Message = Epoch | Outcome
 NextJob = Callable[[], Job | Literal["wait"] | None]
 
 
-def run_jobs(next_job: NextJob, workers: int, on_message: Callable[[Message], None]) -> None:
+def run_jobs(
+    next_job: NextJob,
+    workers: int,
+    on_message: Callable[[Message], None],
+    *,
+    beat: Callable[[], None] = lambda: None,
+    alone: bool = True,
+) -> None:
     """Train jobs until `next_job` returns None and all are done.
 
     `next_job` is asked whenever a worker is free; "wait" means: ask again after the next outcome. `on_message` sees
-    every epoch and every outcome, in this process, so it may write to a study or a tracker without locks.
+    every epoch and every outcome, in this process, so it may write to a study or a tracker without locks. `beat` is
+    called every few seconds. Unless `alone`, outcomes may also come about elsewhere, and are waited for.
     """
     pool = [_Worker(workers) for _ in range(workers)]
     try:
@@ -114,8 +125,12 @@ def run_jobs(next_job: NextJob, workers: int, on_message: Callable[[Message], No
             if not busy:
                 if answer is None:
                     return
-                raise RuntimeError("every worker is free, yet the next job waits for one")
-            ready = wait([worker.receiver for worker in busy])
+                if alone:
+                    raise RuntimeError("every worker is free, yet the next job waits for one")
+                time.sleep(POLL_SECONDS)
+                continue
+            ready = wait([worker.receiver for worker in busy], timeout=BEAT_SECONDS)
+            beat()
             for worker in busy:
                 if worker.receiver in ready:
                     for message in worker.receive():
@@ -125,11 +140,16 @@ def run_jobs(next_job: NextJob, workers: int, on_message: Callable[[Message], No
             worker.stop()
 
 
+def threads(processes: int) -> int:
+    """Threads of each of so many processes on this machine: OMP_NUM_THREADS, or else an even share of the cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // processes)
+
+
 class _Worker:
     """The parent's end of one worker process, started on first use and again after a death."""
 
     def __init__(self, workers: int) -> None:
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = threads(workers)
         self.process: Any = None
         self.job: Job | None = None
         self.attempts = 0
@@ -197,7 +217,7 @@ def _work(receiver: Connection, sender: Connection, parent: int, threads: int) -
         except EOFError:
             return
         try:
-            outcome = _train(job, sender.send)
+            outcome = train(job, sender.send)
         except OSError as error:
             outcome = Outcome(job.key, None, error=f"{error.strerror or error}: {job.checkpoints}", fatal=True)
         except Exception as error:
@@ -215,11 +235,13 @@ def _tables(dataset: Path) -> "tuple[DatasetSchema, Table, Table]":
     return schema, load(dataset, "train", schema), load(dataset, "valid", schema)
 
 
-def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
+def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
+    """Do a job in this process; under torchrun every process of the group calls this alike."""
     from trainer.architecture import Architecture
     from trainer.build import build
     from trainer.checkpoint import save_weights
     from trainer.fit import Diverged, EpochRecord, fit
+    from trainer.sharding import rank_and_world, shard
 
     schema, train, valid = _tables(job.dataset)
     candidate = Candidate.from_dict(job.candidate)
@@ -236,7 +258,8 @@ def _train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     try:
         found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
         architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
-        model = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
+        built = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
+        model = shard(built) if rank_and_world()[1] > 1 else built
         result = fit(
             model,
             train,

@@ -56,7 +56,8 @@ def choices(model: str, *, without: str = "") -> dict[str, Any]:
 
 def zoo(model: str) -> Row:
     pinned = choices(model) if model in OWN_CHOICES else {"embedding.dim": 4}
-    return model, {"search.method": "none", "train.baselines": [{"name": model, "choices": pinned}]}
+    settings = {model: {"choices": pinned}}
+    return model, {"search.method": "none", "train.baselines": [model], "train.baseline_settings": settings}
 
 
 def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:

@@ -142,9 +142,9 @@ def test_replaying_everything_twice_changes_nothing(tmp_path: Path, database: st
         tracker.log_artifact(folder / "architectures.json")
     opening, *rest = events(tracker)
     artifacts = (tmp_path / "artifacts").as_uri()
-    Replay(database, artifacts, {}).replay(opening, rest)
+    Replay(database, artifacts, {}, {}).replay(opening, rest)
     folder.rename(tmp_path / "search")  # as after the step's commit
-    Replay(database, artifacts, {}).replay(opening, rest)  # as after a kill before the state was written
+    Replay(database, artifacts, {}, {}).replay(opening, rest)  # as after a kill before the state was written
     client = MlflowClient(database)
     run = check_complete(client, "twice")
     assert run.info.status == "FINISHED"
@@ -161,7 +161,7 @@ def test_a_model_is_registered_once_per_evaluation_and_the_alias_moves(tmp_path:
             tracker.register(folder / "model", "ctr")
         opening, *rest = events(tracker)
         for _ in range(2):
-            Replay(database, (tmp_path / "artifacts").as_uri(), {}).replay(opening, rest)
+            Replay(database, (tmp_path / "artifacts").as_uri(), {}, {}).replay(opening, rest)
         champion = client.get_model_version_by_alias("ctr", "champion")
         assert int(champion.version) == int(number)
         assert (Path(champion.source.removeprefix("file://")) / "MLmodel").read_text() == number
@@ -174,7 +174,7 @@ def test_what_mlflow_refuses_is_dropped_and_the_rest_arrives(
     with Tracker(step_folder(tmp_path), pipeline="refused", step="search") as tracker:
         tracker.log_trial("autorec-0", params={"a bad: name?": 1}, metrics={"value": 0.5})
     opening, *rest = events(tracker)
-    Replay(database, (tmp_path / "artifacts").as_uri(), {}).replay(opening, rest)
+    Replay(database, (tmp_path / "artifacts").as_uri(), {}, {}).replay(opening, rest)
     client = MlflowClient(database)
     experiment = client.get_experiment_by_name("refused")
     assert experiment is not None

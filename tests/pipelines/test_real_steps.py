@@ -30,7 +30,7 @@ spec:
     trials: 4
     workers: 2
     autorec: {blocks: [1], parallel: [1, 2], mlp_units: [16, 32]}
-  train: {seeds: 2, batch_size: 512, epochs: 3, baselines: [{name: fm, trials: 2}]}
+  train: {seeds: 2, batch_size: 512, epochs: 3, baselines: [fm], baseline_settings: {fm: {trials: 2}}}
   evaluate: {register: tiny}
 """
 pytestmark = pytest.mark.slow

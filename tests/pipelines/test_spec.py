@@ -61,8 +61,9 @@ def test_overrides_reach_every_kind_of_key() -> None:
             "dataset.source=s3://bucket/a=b.csv",
             "search.trials=3",
             "train.learning_rate=1e-2",
-            "train.baselines=[{name: fm}, {name: deepfm, trials: 2}]",
-            "train.baselines.0.trials=7",
+            "train.baselines=[fm, deepfm]",
+            "train.baselines.0=mlp",
+            "train.baseline_settings.mlp.trials=7",
             "search.tune.table_l2=[1e-3, 2]",
             "tracking.uri=http://localhost:5000",
             "metadata.name=other",
@@ -73,7 +74,8 @@ def test_overrides_reach_every_kind_of_key() -> None:
     assert spec.dataset.source == "s3://bucket/a=b.csv"
     assert spec.search.trials == 3
     assert spec.train.learning_rate == 0.01
-    assert [(item.name, item.trials) for item in spec.train.baselines] == [("fm", 7), ("deepfm", 2)]
+    assert spec.train.baselines == ["mlp", "deepfm"]
+    assert (spec.train.baseline("mlp").trials, spec.train.baseline("deepfm").trials) == (7, None)
     assert spec.search.tune.table_l2 == [0.001, 2.0]
     assert spec.tracking.uri == "http://localhost:5000"
     assert pipeline.metadata.name == "other"

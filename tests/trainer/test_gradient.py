@@ -28,8 +28,9 @@ from trainer.schema import Task
 from trainer.search import run_studies
 from trainer.settings import TrainSettings, TuneSettings
 from trainer.space import choice
+from trainer.storage import JournalFile
 from trainer.study import Study, Trial, TrialRecord
-from trainer.workers import Epoch, Job, Outcome, _train
+from trainer.workers import Epoch, Job, Outcome, train
 
 EPOCHS = 3
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -353,7 +354,7 @@ def found(dim: int) -> dict[str, Any]:
 
 
 def study(path: Path, trials: int = 6, **rest: Any) -> Study:
-    return Study(path, "s", space(**rest), sampler="random", trials=trials, lag=1, seed=1)
+    return Study(JournalFile(path), "s", space(**rest), sampler="random", trials=trials, lag=1, seed=1)
 
 
 def finish(search: Study, value: float, dim: int) -> int:
@@ -375,7 +376,7 @@ def test_what_a_trial_found_is_the_derived_model_trained_as_its_candidate_was(tm
 
 def test_what_a_trial_without_a_supernet_found_is_its_candidate(tmp_path: Path) -> None:
     plain = candidate_space(candidate("field_dims", schema()).architecture.to_dict(), QUICK, FREE)
-    search = Study(tmp_path / "j", "s", plain, sampler="random", trials=2, lag=1, seed=1)
+    search = Study(JournalFile(tmp_path / "j"), "s", plain, sampler="random", trials=2, lag=1, seed=1)
     trial = search.next()
     assert isinstance(trial, Trial)
     assert search.records()[0].found == search.records()[0].candidate
@@ -472,7 +473,7 @@ def told(job: Job, *, die_after: int = 99) -> tuple[Outcome, list[Epoch]]:
         if len(epochs) == die_after:
             raise Killed
 
-    return _train(job, say), epochs
+    return train(job, say), epochs
 
 
 @every_method
@@ -527,7 +528,7 @@ def test_studies_of_supernets_run_in_a_pool(dataset: Path, tmp_path: Path) -> No
     assert method.plan is not None
     tune = TuneSettings(table_l2=[1e-5, 1e-2])
     made = candidate_space(method.space(schema(), spec.autodim), TRAINING, tune, method.plan(spec.autodim))
-    search = Study(tmp_path / "j", "autodim", made, sampler="random", trials=3, lag=1, seed=1)
+    search = Study(JournalFile(tmp_path / "j"), "autodim", made, sampler="random", trials=3, lag=1, seed=1)
     epochs: list[tuple[str, str]] = []
     ends: list[tuple[TrialRecord, Outcome, bool]] = []
     run_studies(

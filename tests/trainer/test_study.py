@@ -19,13 +19,14 @@ from optuna.storages.journal import JournalFileBackend
 from tests.trainer.small_spaces import mlp_and_cross, two_dims
 from trainer.errors import UserError
 from trainer.propose import Sampler
+from trainer.storage import JournalFile
 from trainer.study import WAIT, Study, Trial, TrialRecord, prune_thresholds
 
 SPACE = mlp_and_cross()
 
 
 def study(path: Path, sampler: Sampler = "greedy", *, trials: int = 12, lag: int = 3, **others: Any) -> Study:
-    return Study(path, "s", SPACE, sampler=sampler, trials=trials, lag=lag, seed=1, **others)
+    return Study(JournalFile(path), "s", SPACE, sampler=sampler, trials=trials, lag=lag, seed=1, **others)
 
 
 def curve(trial: Trial) -> list[float]:
@@ -139,15 +140,15 @@ def test_more_trials_go_on_where_fewer_ended(tmp_path: Path) -> None:
 
 def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     study(tmp_path / "j")
-    with pytest.raises(UserError, match="another sampler: delete the file"):
+    with pytest.raises(UserError, match="another sampler: delete it"):
         study(tmp_path / "j", "random")
     with pytest.raises(UserError, match="another space"):
-        Study(tmp_path / "j", "s", two_dims(), sampler="greedy", trials=1, lag=1, seed=1)
+        Study(JournalFile(tmp_path / "j"), "s", two_dims(), sampler="greedy", trials=1, lag=1, seed=1)
 
 
 def test_one_journal_holds_several_studies(tmp_path: Path) -> None:
     first = study(tmp_path / "j")
-    second = Study(tmp_path / "j", "t", two_dims(), sampler="random", trials=2, lag=1, seed=1)
+    second = Study(JournalFile(tmp_path / "j"), "t", two_dims(), sampler="random", trials=2, lag=1, seed=1)
     run(first, workers=1)
     run(second, workers=1)
     assert len(study(tmp_path / "j").records()) == 12
@@ -172,7 +173,7 @@ def test_optuna_reads_the_study(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_recorded_and_not_trained(tmp_path: Path) -> None:
-    search = Study(tmp_path / "j", "s", two_dims(), sampler="random", trials=7, lag=1, seed=1)
+    search = Study(JournalFile(tmp_path / "j"), "s", two_dims(), sampler="random", trials=7, lag=1, seed=1)
     run(search, workers=1)
     records = search.records()
     assert [record.state for record in records] == ["complete"] * 4 + ["duplicate"] * 3
