@@ -78,7 +78,7 @@ def render(file: File, overrides: Set = None) -> None:
 def schema(
     markdown: Annotated[bool, typer.Option("--markdown", help="the reference page docs/pipeline.md instead")] = False,
 ) -> None:
-    """Print the file's OpenAPI schema, as a CRD has it."""
+    """Print the CustomResourceDefinition that has the file's schema."""
     if markdown:
         from pipelines.reference import reference_page
 
@@ -86,9 +86,9 @@ def schema(
         return
     import yaml
 
-    from pipelines.schema import structural_schema
+    from pipelines.crd import definition
 
-    print(yaml.safe_dump(structural_schema(), sort_keys=False, allow_unicode=True, width=120), end="")
+    print(yaml.safe_dump(definition(), sort_keys=False, allow_unicode=True, width=120), end="")
 
 
 @app.command()

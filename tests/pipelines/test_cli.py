@@ -83,8 +83,8 @@ def test_render_applies_overrides() -> None:
     assert yaml.safe_load(result.stdout)["spec"]["search"]["trials"] == 3
 
 
-def test_schema_is_yaml() -> None:
-    assert yaml.safe_load(dalil("schema").stdout)["type"] == "object"
+def test_schema_is_what_a_cluster_takes() -> None:
+    assert yaml.safe_load(dalil("schema").stdout)["kind"] == "CustomResourceDefinition"
 
 
 @pytest.mark.parametrize("arguments", [("frobnicate",), ("run",), ("validate", "--loud", "x")])

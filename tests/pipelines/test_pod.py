@@ -1,0 +1,135 @@
+"""Pods of a cluster without the cluster: processes with a store, a database and folders of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+
+from pipelines.spec import SearchPipeline
+from tests.pipelines.test_real_steps import PIPELINE, ROOT, finish, results
+from tests.postgres import Postgres
+
+pytestmark = pytest.mark.slow
+
+
+class Pods:
+    """Starts pods that share a store and a database, and nothing else."""
+
+    def __init__(self, home: Path, pipeline: dict[str, Any], **environment: str) -> None:
+        self.home, self.started = home, 0
+        self.file = home / "pipeline.json"
+        self.file.write_text(SearchPipeline.model_validate(pipeline).model_dump_json())
+        self.environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def start(self, step: str, part: int | None = None) -> "subprocess.Popen[str]":
+        self.started += 1
+        own = self.home / f"pod-{self.started}"
+        own.mkdir()
+        environment = {
+            "DALIL_PIPELINE": str(self.file),
+            "DALIL_SCRATCH": str(own),
+            "DALIL_LAST_WORD": str(own / "last-word"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'mlflow.db'}",
+            "HOSTNAME": own.name,
+        }
+        command = [sys.executable, "-m", "pipelines.pod", step, *(["--part", str(part)] if part is not None else [])]
+        return subprocess.Popen(
+            command,
+            cwd=own,
+            env=self.environment | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, step: str, *parts: int) -> None:
+        """Pods of a step at the same time, to their end."""
+        running = [self.start(step, part) for part in parts] or [self.start(step)]
+        for pod in running:
+            _, log = pod.communicate(timeout=300)
+            assert pod.returncode == 0, log
+
+    def last_word(self) -> str:
+        return (self.home / f"pod-{self.started}" / "last-word").read_text()
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with Postgres() as running:
+        yield running.url
+
+
+@pytest.fixture
+def store() -> Iterator[dict[str, str]]:
+    """Environment of an empty object store."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test"}
+    environment |= {"AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    yield environment
+    server.stop()
+
+
+def named(name: str, **dataset: Any) -> dict[str, Any]:
+    """The small pipeline in a namespace."""
+    pipeline: dict[str, Any] = yaml.safe_load(PIPELINE)
+    pipeline["metadata"] |= {"name": name, "namespace": "team"}
+    pipeline["spec"]["dataset"] = dataset or pipeline["spec"]["dataset"]
+    return pipeline
+
+
+def test_pods_with_an_object_store_come_to_what_one_machine_comes_to(
+    tmp_path: Path, database: str, store: dict[str, str]
+) -> None:
+    keys = {"endpoint_url": store["AWS_ENDPOINT_URL"], "key": "test", "secret": "test"}
+    files = fsspec.filesystem("s3", **keys)
+    files.makedirs("store")
+    pods = Pods(tmp_path, named("tiny"), DALIL_ARTIFACTS="s3://store/dalil", DALIL_STUDIES=database, **store)
+    pods.run("ingest")
+    pods.run("search", 0, 1)
+    pods.run("train", 0, 1)
+    pods.run("train", 2)
+    pods.run("train", 3)
+    pods.run("evaluate")
+
+    here = tmp_path / "runs" / "tiny"
+    here.mkdir(parents=True)
+    (here / "report.json").write_bytes(files.cat_file("store/dalil/team/tiny/evaluate/report.json"))
+    found = results(tmp_path)
+    alone = tmp_path / "alone"
+    code, _, errors = finish(alone)
+    assert code == 0, errors
+    assert found == results(alone)
+    left = {path.split("/")[4] for path in files.find("store/dalil/team/tiny")}
+    assert not {name for name in left if name.endswith(".partial")}
+
+
+def test_a_step_that_is_done_stays_as_it_is(tmp_path: Path, database: str) -> None:
+    store = tmp_path / "store"
+    pods = Pods(tmp_path, named("again"), DALIL_ARTIFACTS=f"file://{store}", DALIL_STUDIES=database)
+    pods.run("ingest")
+    manifest = store / "team" / "again" / "ingest" / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    pods.run("ingest")
+    assert manifest.stat().st_mtime_ns == before
+
+
+def test_a_mistake_of_the_user_is_the_last_word(tmp_path: Path, database: str) -> None:
+    missing = tmp_path / "nowhere.dat"
+    pipeline = named("missing", format="movielens", task="rating", source=str(missing))
+    pipeline["spec"]["evaluate"] = {}
+    pods = Pods(tmp_path, pipeline, DALIL_ARTIFACTS=f"file://{tmp_path}", DALIL_STUDIES=database)
+    pod = pods.start("ingest")
+    pod.communicate(timeout=60)
+    assert pod.returncode == 2
+    assert json.dumps(str(missing))[1:-1] in pods.last_word()
+    assert "\n" not in pods.last_word()
