@@ -14,6 +14,7 @@ from pipelines.spec import METRICS, NAME_LENGTH
 from pipelines.status import GROUP, PLURAL, VERSION
 from trainer import zoo
 from trainer.methods.settings import BackboneSettings
+from trainer.settings import TrainSettings, TuneSettings
 
 Schema = dict[str, Any]
 Rules = tuple[tuple[str, str], ...]
@@ -107,6 +108,15 @@ SPEC: Rules = (
             f"evaluate.metric does not fit dataset.task {task}; write {' or '.join(metrics)}",
         )
         for task, metrics in METRICS.items()
+    ),
+    *(
+        (
+            f"size(self.search.tune.{name}) == 0 || !has(self.train.{name}) || self.train.{name} in"
+            f" self.search.tune.{name}" + (f" || self.train.{name} == {default}" if default is not None else ""),
+            f"train.{name}: is not among search.tune.{name}: add it there, or write {name}: [] there",
+        )
+        for name in TuneSettings.model_fields
+        for default in [TrainSettings.model_fields[name].default]
     ),
     (
         "self.resources.gpus == 0 || self.train.processes <= self.resources.gpus",

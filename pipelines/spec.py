@@ -139,6 +139,8 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
     if spec.search.method != "none" and spec.train.candidates > spec.search.trials:
         message = f"{spec.train.candidates} candidates cannot come out of search.trials: {spec.search.trials}"
         problems.append(Problem(("spec", "train", "candidates"), message))
+    wrong = spec.search.tune.left_out(spec.train)
+    problems += [Problem(("spec", "train", name), message) for name, message in wrong.items()]
     return problems + _wrong_backbone(spec) + _wrong_baselines(spec)
 
 

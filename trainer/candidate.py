@@ -70,6 +70,8 @@ def candidate_space(
     The first trial takes the set value where it is among the tuned ones, else the first tuned one. Raises UserError for
     a tuned value that no training accepts, and for a set value that the tuned ones leave out.
     """
+    for name, wrong in tune.left_out(settings).items():
+        raise UserError(f"train.{name}: {wrong}")
     training = settings.model_dump()
     for name, values in tune.model_dump().items():
         if values:
@@ -79,11 +81,6 @@ def candidate_space(
 
 
 def _check(name: str, values: list[Any], settings: TrainSettings) -> None:
-    kept = getattr(settings, name)
-    if kept not in values and kept != TrainSettings.model_fields[name].default:
-        raise UserError(
-            f"train.{name}: {kept} is not among search.tune.{name} {values}: add it there, or write {name}: [] there"
-        )
     for value in values:
         try:
             TrainSettings.model_validate(settings.model_dump() | {name: value})

@@ -49,3 +49,12 @@ class TuneSettings(BaseModel):
     table_init: list[float] = Field(default=[], description="choices for table_init")
     average: list[float] = Field(default=[], description="choices for average")
     batch_size: list[int] = Field(default=[], description="choices for batch_size")
+
+    def left_out(self, settings: TrainSettings) -> dict[str, str]:
+        """Settings with a value of the user's own that is none of those to try, by name: what is wrong with each."""
+        fields = TrainSettings.model_fields
+        return {
+            name: f"{kept} is not among search.tune.{name} {values}: add it there, or write {name}: [] there"
+            for name, values in self.model_dump().items()
+            if values and (kept := getattr(settings, name)) not in (*values, fields[name].default)
+        }

@@ -67,7 +67,7 @@ def test_movielens_gives_on_the_cluster_what_it_gives_here(cluster: Cluster, tmp
     pipeline = gallery("movielens")
     spec = pipeline["spec"]
     spec["dataset"]["source"] = f"/artifacts/data/ml-1m/{ratings.name}"
-    spec["search"] |= {"trials": 2, "tune": {}}
+    spec["search"] |= {"trials": 2, "tune": {"table_l2": []}}
     spec["search"]["autorec"] |= {"latent_dims": [8, 16], "parallel": [1], "blocks": [1], "mlp_layers": [1]}
     spec["train"] |= {"seeds": 1, "epochs": 2, "baselines": ["mf"], "baseline_settings": {"mf": {"trials": 1}}}
     spec["resources"] = {"memory": "3Gi"}

@@ -67,6 +67,7 @@ CASES = [
     ("learning_rate: 0", "seeds: 3", 15, "spec.train.learning_rate: must be greater than 0, not 0"),
     ("average: 1", "seeds: 3", 15, "spec.train.average: must be less than 1, not 1"),
     ("learning_rate: .inf", "seeds: 3", 15, "spec.train.learning_rate: .inf is not a number that JSON knows"),
+    ("table_l2: 0.5", "seeds: 3", 15, "spec.train.table_l2: 0.5 is not among search.tune.table_l2 [1e-05, 0.0001, 0"),
     ("candidates: 30", "seeds: 3", 15, "spec.train.candidates: 30 candidates cannot come out of search.trials: 20"),
     ("[mff, mlp]", "[mf, mlp]", 16, "no model 'mff' in the zoo; did you mean 'mf'?"),
     ("[mf, mlp, mf]", "[mf, mlp]", 16, "spec.train.baselines[2]: mf stands in the list twice"),
