@@ -3,11 +3,10 @@
 FILE is JSON: {"pipeline": name, "step": step, "key": what the work belongs to, "settings": the whole spec with every
 default, "inputs": {step: folder}}.
 Events go to standard output, one JSON object per line (`components.events`); the log goes to standard error. Exit code
-2 means a user's mistake: the last line on standard error is `error: ` and the line to show.
+2 means a user's mistake, 3 a full disk: the last line on standard error is `error: ` and the line to show.
 """
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 
 from components.events import Emit, emitter
 from components.tracking import Tracker
-from trainer.errors import UserError
+from trainer.errors import UserError, disk_errors
 from trainer.workers import die_with_parent
 
 STUDIES = "DALIL_STUDIES"
@@ -38,17 +37,14 @@ def main() -> int:
     task = json.loads(arguments.settings.read_text())
     inputs = {step: Path(folder) for step, folder in task["inputs"].items()}
     try:
-        with Tracker(arguments.output, pipeline=task["pipeline"], step=arguments.step, part=arguments.part) as tracker:
+        with (
+            disk_errors(arguments.output),
+            Tracker(arguments.output, pipeline=task["pipeline"], step=arguments.step, part=arguments.part) as tracker,
+        ):
             STEPS[arguments.step](Work(task, inputs, arguments.output, emit, tracker, arguments.part))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-            raise
-        where = error.filename or arguments.output
-        print(f"error: {where}: {error.strerror}: make room or rights there, then run again", file=sys.stderr)
-        return 2
+        return error.exit_code
     return 0
 
 

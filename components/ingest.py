@@ -4,11 +4,8 @@ Three passes, each frame by frame, so that memory does not grow with rows (vocab
 read and check into a working file; learn from training rows; encode into the splits' shards.
 """
 
-import errno
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,7 @@ from components.shards import write_shards
 from components.source import list_files
 from components.splits import SPLIT, Assign, random_assign, settled_assign, time_assign
 from components.stage import Stage
-from trainer.errors import NoSpaceError, UserError
+from trainer.errors import UserError, disk_errors
 from trainer.schema import DatasetSchema
 
 _HOPELESS = 1000
@@ -43,10 +40,10 @@ def ingest(spec: DatasetSpec, output: Path, progress: Progress) -> DatasetSchema
 
     Raises:
         UserError: something is wrong with the source, its rows or the spec.
-        NoSpaceError: the output folder is full or cannot be written.
+        NoSpaceError: the output folder is full.
     """
     work = output / ".work"
-    with _written(output):
+    with disk_errors(output):
         work.mkdir(parents=True)
         schema = _ingest(spec, output, work, progress)
         shutil.rmtree(work)
@@ -72,17 +69,6 @@ def _ingest(spec: DatasetSpec, output: Path, work: Path, progress: Progress) -> 
     (output / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
     (output / "schema.json").write_text(schema.model_dump_json(indent=1) + "\n")
     return schema
-
-
-@contextmanager
-def _written(output: Path) -> Iterator[None]:
-    """Errors of the disk that is written to, in one line. Those of sources are UserErrors already."""
-    try:
-        yield
-    except OSError as error:
-        reasons = {errno.ENOSPC: "is full", errno.EDQUOT: "is over its quota"}
-        reason = reasons.get(error.errno or 0, f"cannot be written ({error.strerror or error})")
-        raise NoSpaceError(f"{output}: the folder {reason}; make room or choose another --output") from error
 
 
 def _files(spec: DatasetSpec) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ from components.events import Emit
 from components.settings import SearchSpec, TrainSpec
 from components.tracking import Tracker
 from trainer.distributed import World, launch
-from trainer.errors import UserError
+from trainer.errors import NoSpaceError, UserError
 from trainer.workers import Epoch, Job, Message, Outcome, discard, run_jobs
 
 
@@ -87,7 +87,8 @@ class _Run:
             self.tracker.log_epoch(message.key, message.epoch, {"train_loss": message.train_loss, **message.valid})
             return
         if message.error is not None:
-            raise UserError(f"training {message.key} failed: {message.error}")
+            kind = NoSpaceError if message.fatal else UserError
+            raise kind(f"training {message.key} failed: {message.error}")
         write_whole(self._outcome(message.key), message.to_json())
         discard(self.output / "checkpoints" / message.key)
         self.done[message.key] = message

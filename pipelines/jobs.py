@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pipelines.pod import MISTAKE, NO_SPACE
 from pipelines.reconcile import Ending, JobState, Wanted
 from pipelines.spec import SearchPipeline
 from trainer.distributed import ADDRESS, NODE, PORT
+from trainer.errors import NoSpaceError, UserError
 
 Object = dict[str, Any]
 
@@ -120,11 +120,11 @@ def _ending(pods: list[Object], *, complete: bool, failed: bool) -> tuple[Ending
             if end is None or end["exitCode"] == 0:
                 continue
             message = end.get("message") or end.get("reason") or f"exit code {end['exitCode']}"
-            if end["exitCode"] == MISTAKE:
+            if end["exitCode"] == UserError.exit_code:
                 return "mistake", message
             if not failed:
                 continue
-            if end["exitCode"] == NO_SPACE:
+            if end["exitCode"] == NoSpaceError.exit_code:
                 return "no space", message
             if end.get("reason") == "OOMKilled":
                 return "out of memory", message

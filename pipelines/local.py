@@ -4,7 +4,6 @@ runs/<name>/<step>/             see `pipelines.step`
 runs/<name>/report.html, .json  the result
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +19,7 @@ from pipelines.graph import plan
 from pipelines.progress import Display, duration
 from pipelines.spec import SearchPipeline
 from pipelines.step import STEP_COMMAND, StepRun
-from trainer.errors import NoSpaceError, UserError
+from trainer.errors import UserError, disk_errors
 
 REPORTS = ("report.json", "report.html")
 LOCK_SECONDS = 3.0
@@ -45,7 +44,7 @@ def run(
         UserError: a mistake that only the user can mend (a bad source, a full disk, a second run at once).
         StepError: a step crashed; the same command continues where it stopped.
     """
-    with explained(folder):
+    with disk_errors(folder):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         with _locked(folder) as lock:
             plans = plan(pipeline)
@@ -105,18 +104,3 @@ def _try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-@contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn what a folder can refuse (no room, no right) into one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NoSpaceError(f"{folder}: no space left; make room and run the same command again") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            reason = (error.strerror or str(error)).lower()
-            place = error.filename or folder
-            raise NoSpaceError(f"{place}: {reason}; choose a folder that can be written with --output") from error
-        raise

@@ -36,10 +36,10 @@ from pipelines.process import Event
 from pipelines.spec import SearchPipeline
 from pipelines.status import Status
 from pipelines.step import StepError, StepRun
-from trainer.errors import NoSpaceError, UserError
+from trainer.errors import UserError, disk_errors
 from trainer.storage import Database
 
-MISTAKE, NO_SPACE, FAILED = 2, 3, 1
+FAILED = 1
 TERMINATED = 128 + signal.SIGTERM
 LAST_EVENT = ".last-event.json"
 SHIPPING_SECONDS = 120.0
@@ -54,12 +54,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # the first process of a container has no default
     pipeline = SearchPipeline.model_validate(json.loads(Path(os.environ["DALIL_PIPELINE"]).read_text()))
     try:
-        with _folder(pipeline, arguments.step) as (folder, mirror):
+        with _folder(pipeline, arguments.step) as (folder, mirror), disk_errors(folder):
             _Pod(pipeline, folder, mirror, arguments.step, arguments.part).run()
-    except NoSpaceError as error:
-        return _end(NO_SPACE, error)
     except UserError as error:
-        return _end(MISTAKE, error)
+        return _end(error.exit_code, error)
     except StepError as error:
         return _end(FAILED, error)
     return 0

@@ -172,15 +172,12 @@ class _Look:
         self.phase, self.reason = "Running", step.capitalize()
         active = sum(job.step == step and job.ending == "active" for job in self.jobs)
         limit = self.pipeline.spec.search.workers
-        for part in self._parts(step):
-            attempts = self._of(step, part)
-            if any(job.ending in ("active", "succeeded") for job in attempts):
-                continue
-            if not self._may_try(attempts):
-                return
-            if active < limit and self.again is None:
-                self._try(step, part, attempts)
-                active += 1
+        waiting = [(part, self._of(step, part)) for part in self._parts(step)]
+        waiting = [entry for entry in waiting if not any(job.ending in ("active", "succeeded") for job in entry[1])]
+        if not all(self._may_try(attempts) for _, attempts in waiting) or self.again is not None:
+            return
+        for part, attempts in waiting[: max(0, limit - active)]:
+            self._try(step, part, attempts)
 
     def _try(self, step: str, part: str, attempts: Sequence[JobState]) -> None:
         if attempts:
@@ -216,7 +213,6 @@ class _Look:
 
     def _fail(self, reason: str, message: str) -> None:
         self.phase, self.reason, self.message = "Failed", reason, message
-        self.create = []
         self.delete += [job.name for job in self.jobs if job.ending == "active" and not job.deleting]
 
     def _wanted(self, step: str, part: str, attempt: int) -> Wanted:

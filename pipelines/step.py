@@ -136,11 +136,14 @@ class StepRun:
         return path
 
     def _failure(self, ending: Ending, log: Path) -> Exception:
-        mistakes = [line for line in ending.tail if line.startswith("error: ")]
-        if ending.code == 2 and mistakes:
-            return UserError(f"{self.name}: {mistakes[-1].removeprefix('error: ')}")
+        said = [line.removeprefix("error: ") for line in ending.tail if line.startswith("error: ")]
+        for kind in (UserError, NoSpaceError):
+            if ending.code == kind.exit_code and said:
+                return kind(f"{self.name}: {said[-1]}")
         if any(sign in line for line in ending.tail for sign in _FULL_DISK):
-            return NoSpaceError(f"{self.root}: no space left for {self.name}; make room and run the same command again")
+            return NoSpaceError(
+                f"{self.root}: no space left for {self.name}; once there is room, a further run goes on from here"
+            )
         how = f"was killed by signal {-ending.code}" if ending.code < 0 else f"failed with exit code {ending.code}"
         memory = ", perhaps for want of memory" if ending.code == -9 else ""
         last = next((line for line in reversed(ending.tail) if line.strip()), "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from trainer.candidate import candidate_space
-from trainer.errors import UserError
+from trainer.errors import NoSpaceError
 from trainer.metrics import MAIN
 from trainer.propose import Sampler
 from trainer.schema import DatasetSchema
@@ -80,7 +80,7 @@ def run_studies(
     whether it is the study's new best. Every trial is trained with `seed`.
 
     Raises:
-        UserError: something that would meet every trial, such as a full disk.
+        NoSpaceError: the disk is full, which would meet every trial.
     """
     running: dict[str, tuple[Study, Trial]] = {}
 
@@ -103,7 +103,7 @@ def run_studies(
                 study.report(trial.number, message.epoch, message.best)
             on_epoch(message.key, message)
         elif message.fatal:
-            raise UserError(f"trial {message.key}: {message.error}")
+            raise NoSpaceError(f"trial {message.key}: {message.error}")
         else:
             _finish(study, trial, message)
             del running[message.key]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainer.candidate import Candidate
-from trainer.errors import UserError
+from trainer.errors import UserError, disk_errors
 from trainer.schema import DatasetSchema
 
 if TYPE_CHECKING:
@@ -217,9 +217,10 @@ def _work(receiver: Connection, sender: Connection, parent: int, threads: int) -
         except EOFError:
             return
         try:
-            outcome = train(job, sender.send)
-        except OSError as error:
-            outcome = Outcome(job.key, None, error=f"{error.strerror or error}: {job.checkpoints}", fatal=True)
+            with disk_errors(job.checkpoints):
+                outcome = train(job, sender.send)
+        except (UserError, OSError) as error:
+            outcome = Outcome(job.key, None, error=str(error), fatal=True)
         except Exception as error:
             traceback.print_exc()
             outcome = Outcome(job.key, None, error=f"{type(error).__name__}: {error}".splitlines()[0])

@@ -175,3 +175,16 @@ def test_more_trials_take_up_the_search_again_and_not_the_ingest() -> None:
     assert world.status["phase"] == "Succeeded"
     steps = [job.step for job in world.jobs.values()]
     assert (steps.count("ingest"), steps.count("search")) == (1, 4)
+
+
+def test_a_mistake_in_one_part_means_that_no_other_is_replaced() -> None:
+    world = World()
+    world.look()
+    world.end(world.active()[0])
+    world.look()
+    first, second = world.active()
+    world.end(first, "lost")
+    world.end(second, "mistake", "no such model")
+    made = world.look()
+    assert made.create == []
+    assert [said.reason for said in made.said] == ["UserMistake"]
