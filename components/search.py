@@ -120,7 +120,7 @@ class _Watcher:
         records = [record for study in self.studies for record in study.records()]
         running = sum(record.state == "running" for record in records)
         done = len(records) - running
-        total = sum(study.trials for study in self.studies)
+        total = max(len(records), sum(study.trials for study in self.studies))  # more, where trials were lowered
         seconds = [record.seconds for record in records if record.seconds]
         left = sum(seconds) / len(seconds) * (total - done) / self.spec.workers if seconds else None
         best = self.studies[0].best()

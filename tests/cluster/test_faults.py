@@ -223,7 +223,9 @@ def test_fewer_trials_end_a_search_with_what_it_has(cluster: Cluster, calm: dict
     cluster.until(lambda: cluster.status(name).get("trials", {}).get("done", 0) >= 2, 120, "two trials are done")
     apply(cluster, name, search={**SPEC["search"], "trials": 2})  # type: ignore[dict-item]
     cluster.finish(name)
-    own = [trial for trial in outcome(cluster, name)["trials"] if trial[0] == "autorec"]
+    made = outcome(cluster, name)
+    own = [trial for trial in made["trials"] if trial[0] == "autorec"]
+    assert made["counts"]["done"] == made["counts"]["total"]
     assert own == [trial for trial in calm["trials"] if trial[0] == "autorec"][: len(own)]
     assert 2 <= len(own) <= 4
     assert {state for _, _, state, _ in own} <= {"complete", "pruned", "duplicate"}
