@@ -6,6 +6,8 @@ no password ever stands in an object that the operator makes.
 """
 
 import json
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -110,29 +112,42 @@ def state(job: Object, pods: list[Object]) -> JobState:
     )
 
 
+_WEIGHTIEST_FIRST: tuple[Ending, ...] = ("mistake", "no space", "out of memory", "failed", "lost")
+"""Of several pods one may have failed and the others been stopped for it."""
+
+
 def _ending(pods: list[Object], *, complete: bool, failed: bool) -> tuple[Ending, str]:
-    """How a Job stands: if it is not complete, by the first of its pods that ended badly."""
+    """How a Job stands. A mistake is known before the Job has failed, while its other pods still run."""
     if complete:
         return "succeeded", ""
-    for pod in pods:
-        for container in pod.get("status", {}).get("containerStatuses", []):
-            end = container.get("state", {}).get("terminated")
-            if end is None or end["exitCode"] == 0:
-                continue
-            message = end.get("message") or end.get("reason") or f"exit code {end['exitCode']}"
-            if end["exitCode"] == UserError.exit_code:
-                return "mistake", message
-            if not failed:
-                continue
-            if end["exitCode"] == NoSpaceError.exit_code:
-                return "no space", message
-            if end.get("reason") == "OOMKilled":
-                return "out of memory", message
-            return ("lost" if end["exitCode"] in (137, 143) else "failed"), message
+    ends = [end for pod in pods for end in _ends(pod)]
     if not failed:
-        return "active", ""
+        return next((end for end in ends if end[0] == "mistake"), ("active", ""))
+    if ends:
+        return min(ends, key=lambda end: _WEIGHTIEST_FIRST.index(end[0]))
     reasons = [pod["status"].get("reason") or "" for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
     return "lost", next(filter(None, reasons), "its pod is gone")
+
+
+def _ends(pod: Object) -> Iterator[tuple[Ending, str]]:
+    """How the pod's container ended, if it did and badly."""
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        end = container.get("state", {}).get("terminated")
+        if end is None or end["exitCode"] == 0:
+            continue
+        message = end.get("message") or end.get("reason") or f"exit code {end['exitCode']}"
+        if end.get("reason") == "OOMKilled":
+            yield "out of memory", message
+        else:
+            yield _ENDINGS.get(end["exitCode"], "failed"), message
+
+
+_ENDINGS: dict[int, Ending] = {
+    UserError.exit_code: "mistake",
+    NoSpaceError.exit_code: "no space",
+    128 + signal.SIGKILL: "lost",
+    128 + signal.SIGTERM: "lost",
+}
 
 
 def _pod(pipeline: SearchPipeline, wanted: Wanted, around: Surroundings) -> Object:
