@@ -23,6 +23,17 @@ NAMESPACE = "dalil"
 
 Object = dict[str, Any]
 
+BUSY = (
+    "unable to handle the request",
+    "oo many requests",
+    "TooManyRequests",
+    "connection refused",
+    "handshake timeout",
+    "i/o timeout",
+    "etcdserver: request timed out",
+)
+"""Signs of an API server that has done nothing, since it is overloaded or just coming up."""
+
 
 class Cluster:
     """kubectl in Dalil's namespace, with answers as data."""
@@ -31,7 +42,11 @@ class Cluster:
         self, *arguments: str, text: str | None = None, check: bool = True
     ) -> "subprocess.CompletedProcess[str]":
         command = ["kubectl", "--namespace", NAMESPACE, *arguments]
-        done = subprocess.run(command, input=text, capture_output=True, text=True)
+        for pause in (1, 2, 4, 8, 0):
+            done = subprocess.run(command, input=text, capture_output=True, text=True)
+            if done.returncode == 0 or not any(sign in done.stderr for sign in BUSY):
+                break
+            time.sleep(pause)
         assert not check or done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done
 
