@@ -39,7 +39,7 @@ SPEC = {
         "workers": 2,
         "autorec": {"parallel": [1, 2], "blocks": [1], "mlp_units": [16, 32]},
     },
-    "train": {"seeds": 1, "baselines": ["fm"], "epochs": 6, "batch_size": 256},
+    "train": {"seeds": 1, "epochs": 6, "batch_size": 256},
     "resources": {"cpu": 0.8, "memory": "1500Mi"},
 }
 
