@@ -60,7 +60,7 @@ def test_overrides_reach_every_kind_of_key() -> None:
         (
             "dataset.source=s3://bucket/a=b.csv",
             "search.trials=3",
-            "train.learning_rate=1e-2",
+            "train.weight_decay=1e-2",
             "train.baselines=[fm, deepfm]",
             "train.baselines.0=mlp",
             "train.baseline_settings.mlp.trials=7",
@@ -73,7 +73,7 @@ def test_overrides_reach_every_kind_of_key() -> None:
 
     assert spec.dataset.source == "s3://bucket/a=b.csv"
     assert spec.search.trials == 3
-    assert spec.train.learning_rate == 0.01
+    assert spec.train.weight_decay == 0.01
     assert spec.train.baselines == ["mlp", "deepfm"]
     assert (spec.train.baseline("mlp").trials, spec.train.baseline("deepfm").trials) == (7, None)
     assert spec.search.tune.table_l2 == [0.001, 2.0]
@@ -91,7 +91,7 @@ def test_a_later_override_wins_and_null_unsets() -> None:
     [("1e-3", 0.001), ("1.5e3", 1500.0), (".5", 0.5), ("+7", 7.0), ("0x10", 16.0), ("0o10", 8.0), ("010", 10.0)],
 )
 def test_numbers_are_read_as_kubernetes_reads_them(text: str, value: float) -> None:
-    assert load(GALLERY[0], (f"train.learning_rate={text}",)).spec.train.learning_rate == value
+    assert load(GALLERY[0], (f"train.weight_decay={text}",)).spec.train.weight_decay == value
 
 
 def test_dates_and_times_stay_text() -> None:
