@@ -6,6 +6,7 @@ A killed step goes on where each training's last checkpoint stands.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,13 @@ class _Run:
         self.spec, self.output, self.emit, self.tracker = spec, output, emit, tracker
         self.done: dict[str, Outcome] = {}
         self.jobs: list[Job] = []
-        for seed in range(1, spec.seeds + 1):
-            for candidate in candidates:
-                key = _key(candidate["name"], seed)
-                if part not in (None, key):
-                    continue
-                if self._outcome(key).exists():
-                    self.done[key] = Outcome.from_json(self._outcome(key).read_text())
-                else:
-                    self.jobs.append(self._job(key, candidate, seed, dataset))
+        for key, candidate, seed in _trainings(candidates, spec):
+            if part not in (None, key):
+                continue
+            if self._outcome(key).exists():
+                self.done[key] = Outcome.from_json(self._outcome(key).read_text())
+            else:
+                self.jobs.append(self._job(key, candidate, seed, dataset))
         self.total = len(self.jobs) + len(self.done)
         self._progress()
 
@@ -146,4 +145,11 @@ def _weights(key: str) -> Path:
 def parts(searched: Path, spec: TrainSpec) -> list[str]:
     """The keys of all trainings of the step, in the order in which they should begin."""
     candidates = json.loads((searched / "architectures.json").read_text())
-    return [_key(candidate["name"], seed) for seed in range(1, spec.seeds + 1) for candidate in candidates]
+    return [key for key, _, _ in _trainings(candidates, spec)]
+
+
+def _trainings(candidates: list[dict[str, Any]], spec: TrainSpec) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """(key, candidate, seed) of every training; a first seed of all comes before a second of any."""
+    for seed in range(1, spec.seeds + 1):
+        for candidate in candidates:
+            yield _key(candidate["name"], seed), candidate, seed

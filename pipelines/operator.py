@@ -19,7 +19,7 @@ from kubernetes.client import ApiException
 from components.artifacts import digest_of
 from components.mirror import local_folder
 from pipelines import jobs
-from pipelines.reconcile import Decision, JobState, Said, reconcile
+from pipelines.reconcile import Decision, JobState, Said, condition, reconcile
 from pipelines.spec import SearchPipeline, check
 from pipelines.status import GROUP, PLURAL, VERSION
 
@@ -163,14 +163,8 @@ class Operator:
 
     def _refuse(self, found: dict[str, Any], problems: str) -> None:
         """What admission could not see: the pipeline fails before its first pod."""
-        condition = {
-            "type": "Succeeded",
-            "status": "False",
-            "reason": "Invalid",
-            "message": problems,
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
-        status = {"phase": "Failed", "observedGeneration": found["metadata"]["generation"], "conditions": [condition]}
+        failed = condition("Succeeded", "False", "Invalid", problems, datetime.now(UTC))
+        status = {"phase": "Failed", "observedGeneration": found["metadata"]["generation"], "conditions": [failed]}
         if found.get("status", {}).get("observedGeneration") != status["observedGeneration"]:
             self.objects.patch_namespaced_custom_object_status(
                 GROUP, VERSION, self.namespace, PLURAL, found["metadata"]["name"], {"status": status}

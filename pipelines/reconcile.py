@@ -235,9 +235,16 @@ class _Look:
 
     def _condition(self, kind: str, value: str, reason: str, message: str) -> dict[str, Any]:
         """A condition whose time of transition stays as long as its value does."""
+        made = condition(kind, value, reason, message, self.now)
         known = next((one for one in self.status.get("conditions", []) if one["type"] == kind), None)
-        since = known["lastTransitionTime"] if known and known["status"] == value else _time(self.now)
-        return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": since}
+        if known and known["status"] == value:
+            made["lastTransitionTime"] = known["lastTransitionTime"]
+        return made
+
+
+def condition(kind: str, value: str, reason: str, message: str, since: datetime) -> dict[str, Any]:
+    """A condition as Kubernetes writes it."""
+    return {"type": kind, "status": value, "reason": reason, "message": message, "lastTransitionTime": _time(since)}
 
 
 def _time(moment: datetime) -> str:
