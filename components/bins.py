@@ -30,10 +30,10 @@ def _modules(model: Model) -> Iterator[tuple[Bins, list[int]]]:
     """Every module of soft bins with the columns of its fields."""
     for view in model.views.modules():
         if isinstance(view, FieldsView):
-            for position, module in view.numbers.items():
-                run = view.runs[int(position)]
-                if isinstance(module, Bins) and isinstance(run, list):
-                    yield module, [source.column for source in run]
+            for position, columns in view.numeric_columns().items():
+                module = view.numbers[position]
+                if isinstance(module, Bins):
+                    yield module, columns
 
 
 @torch.no_grad()

@@ -15,9 +15,7 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     """The good rows: categorical String ("" is missing), numeric Float64, sequence List(String), LABEL, and TIME,
     GROUP, TRUTH where the plan has them."""
     frame = _label(frame, spec, plan, rejects)
-    for field in plan.read:
-        if field.kind == "numeric":
-            frame = _numbers(frame, field.column, field.column, rejects)
+    frame = _all_numbers(frame, [field.column for field in plan.read if field.kind == "numeric"], rejects)
     if plan.time is not None and _uses_time(spec, plan):
         frame = _time(frame, plan.time, rejects)
     columns = [_column(frame, field) for field in plan.read]
@@ -65,14 +63,35 @@ def _truth_values(raw: pl.Series) -> pl.Series:
     """true and false as 1 and 0; numbers as they are."""
     if raw.dtype == pl.Boolean:
         return raw.cast(pl.Float64)
-    if raw.dtype == pl.String and raw.str.contains("(?i)^(true|false)$").any():
+    if raw.dtype != pl.String or not raw.cast(pl.Float64, strict=False).null_count():
+        return raw
+    if raw.str.contains("(?i)^(true|false)$").any():
         return raw.str.replace("(?i)^true$", "1").str.replace("(?i)^false$", "0")
     return raw
+
+
+def _all_numbers(frame: pl.DataFrame, names: list[str], rejects: Rejects) -> pl.DataFrame:
+    """`_numbers` of these columns: all are read at once, and only those once more that hold something odd."""
+    numbers = frame.select(pl.col(names).cast(pl.Float64, strict=False))
+    odd = [name for name in names if _is_odd(frame[name], numbers[name])]
+    frame = frame.with_columns(numbers.drop(odd).fill_nan(None))
+    for name in odd:
+        frame = _numbers(frame, name, name, rejects)
+    return frame
+
+
+def _is_odd(raw: pl.Series, numbers: pl.Series) -> bool:
+    """Is there something that may have to be rejected: neither missing nor plainly a finite number?"""
+    missing = int((raw == "").sum()) if raw.dtype == pl.String else 0
+    return numbers.null_count() != raw.null_count() + missing or bool(numbers.is_infinite().any())
 
 
 def _numbers(frame: pl.DataFrame, name: str, target: str, rejects: Rejects) -> pl.DataFrame:
     """Column `name` as Float64, called `target`: null where missing; unreadable and infinite ones are rejected."""
     raw = frame[name]
+    numbers = raw.cast(pl.Float64, strict=False)
+    if not _is_odd(raw, numbers):
+        return frame.with_columns(numbers.fill_nan(None).alias(target))
     text = raw.dtype == pl.String
     numbers = (raw.str.strip_chars() if text else raw).cast(pl.Float64, strict=False)
     unreadable = numbers.is_null() & (raw.str.strip_chars() != "") if text else numbers.is_null() & raw.is_not_null()

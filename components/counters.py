@@ -14,7 +14,6 @@ from trainer.schema import Field
 QUANTILES = 255
 """Inner quantiles of the transform `quantile`."""
 _RESERVOIR = 100_000
-_MERGE_ROWS = 1 << 16
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,43 +30,44 @@ class Counter(Protocol):
         """Facts for statistics.json; shares are of training rows."""
 
 
-def counter(planned: PlannedField, rng: np.random.Generator) -> Counter:
+def counter(planned: PlannedField, texts: pl.Series | None, rng: np.random.Generator) -> Counter:
+    """Args: texts: the values of the column by number, where the counter is to see numbers (`Stage`)."""
     if planned.kind == "categorical":
-        return CategoricalCounter(planned)
+        return CategoricalCounter(planned, texts)
     return NumericCounter(planned, rng) if planned.kind == "numeric" else SequenceCounter(planned)
 
 
 class CategoricalCounter:
-    """Counts of every token. Memory: the distinct tokens, and as many again before they are merged."""
+    """Counts of every token; of a hashed field's text only how many are missing."""
 
-    def __init__(self, planned: PlannedField) -> None:
-        self._planned = planned
-        self._rows = self._missing = self._pending_rows = 0
-        self._counts = pl.DataFrame(schema={"token": pl.String, "count": pl.Int64})
-        self._pending: list[pl.DataFrame] = []
+    def __init__(self, planned: PlannedField, texts: pl.Series | None) -> None:
+        self._planned, self._texts = planned, texts
+        self._rows = self._missing = 0
+        self._counts = np.zeros(0 if texts is None else len(texts), np.int64)
 
     @property
     def _hashed(self) -> bool:
         return self._planned.settings.hash_buckets is not None
 
     def add(self, column: pl.Series) -> None:
-        column = taken(column, self._planned.part)
         self._rows += len(column)
-        self._missing += int((column == "").sum())
-        if self._hashed:
-            return
-        tokens = pl.DataFrame({"token": column})
-        self._pending.append(tokens.group_by("token").agg(pl.len().cast(pl.Int64).alias("count")))
-        self._pending_rows += self._pending[-1].height
-        if self._pending_rows > max(self._counts.height, _MERGE_ROWS):
-            self._merge()
+        if self._texts is None:
+            self._missing += int((taken(column, self._planned.part) == "").sum())
+        else:
+            np.add.at(self._counts, column.to_numpy(), 1)
 
     @cached_property
     def vocabulary(self) -> pl.DataFrame:
         """token, count of every category seen `min_count` times, most frequent first (id 1). Counting ends here."""
-        self._merge()
-        frequent = self._counts.filter(pl.col("count") >= self._planned.min_count)
+        frequent = self._tokens.filter(pl.col("count") >= self._planned.min_count)
         return frequent.sort("count", "token", descending=[True, False])
+
+    @cached_property
+    def _tokens(self) -> pl.DataFrame:
+        """token, count of every category"""
+        texts = pl.Series(dtype=pl.String) if self._texts is None else taken(self._texts, self._planned.part)
+        tokens = pl.DataFrame({"token": texts, "count": self._counts})
+        return tokens.group_by("token").agg(pl.col("count").sum()) if self._planned.part else tokens
 
     def field(self, others: dict[str, Field]) -> Field:
         planned, buckets = self._planned, self._planned.settings.hash_buckets
@@ -82,17 +82,13 @@ class CategoricalCounter:
         )
 
     def figures(self) -> dict[str, Any]:
-        vocabulary = self.vocabulary
+        vocabulary = self.vocabulary.clear() if self._hashed else self.vocabulary
+        missing = self._missing + self._tokens.filter(pl.col("token") == "")["count"].sum()
         return {
-            "missing_share": self._missing / self._rows,
+            "missing_share": missing / self._rows,
             "most_frequent_share": vocabulary["count"][0] / self._rows if vocabulary.height else None,
             "unknown_share": 0.0 if self._hashed else 1 - vocabulary["count"].sum() / self._rows,
         }
-
-    def _merge(self) -> None:
-        merged = pl.concat([self._counts, *self._pending])
-        self._counts = merged.group_by("token").agg(pl.col("count").sum())
-        self._pending, self._pending_rows = [], 0
 
 
 class NumericCounter:

@@ -38,7 +38,7 @@ class Vocabulary:
             return np.zeros(len(tokens), np.int32)
         place = np.searchsorted(self._hashes, tokens.hash(0).to_numpy())
         candidate = self._order[np.minimum(place, len(self) - 1)]
-        same = (self.tokens.gather(candidate) == tokens).to_numpy()
+        same = (self.tokens[candidate] == tokens).to_numpy()
         return np.where(same, candidate + 1, 0).astype(np.int32)
 
 
@@ -56,14 +56,23 @@ class Encoder:
         self._set(schema.fields, read_vocabularies(folder, schema.fields))
 
     @classmethod
-    def of(cls, fields: tuple[Field, ...], vocabularies: dict[str, Vocabulary]) -> "Encoder":
+    def of(
+        cls, fields: tuple[Field, ...], vocabularies: dict[str, Vocabulary], texts: dict[str, pl.Series]
+    ) -> "Encoder":
+        """Args: texts: values by number, of the raw columns that will come as numbers (`Stage`)."""
         encoder = cls.__new__(cls)
         encoder._set(fields, vocabularies)
+        encoder._by_number = {
+            field.name: encoder._ids(field, taken(texts[field.raw], field.part))
+            for field in fields
+            if field.kind == "categorical" and field.raw in texts
+        }
         return encoder
 
     def _set(self, fields: tuple[Field, ...], vocabularies: dict[str, Vocabulary]) -> None:
         self._fields = {field.name: field for field in fields}
         self._vocabularies = vocabularies
+        self._by_number: dict[str, npt.NDArray[np.int32]] = {}
         self.inputs: dict[str, InputType] = {field.raw: _INPUT_TYPES[field.kind] for field in fields}
 
     def encode(self, frame: pl.DataFrame) -> pl.DataFrame:
@@ -78,6 +87,8 @@ class Encoder:
         return pl.DataFrame([self._column(field, frame[field.raw]) for field in self._fields.values()])
 
     def _column(self, field: Field, raw: pl.Series) -> pl.Series:
+        if field.name in self._by_number:
+            return pl.Series(field.name, self._by_number[field.name].take(raw.to_numpy()))
         if field.kind == "categorical":
             return pl.Series(field.name, self._ids(field, taken(as_tokens(raw), field.part)))
         if field.kind == "numeric":
@@ -90,8 +101,7 @@ class Encoder:
         return self._vocabularies[field.name].ids(tokens)
 
     def _numbers(self, field: Field, raw: pl.Series) -> npt.NDArray[np.float32]:
-        values = raw.cast(pl.Float64, strict=False).to_numpy().astype(np.float64)
-        values = transform(values, field.transform, field.statistics)
+        values = transform(raw.cast(pl.Float64, strict=False).to_numpy(), field.transform, field.statistics)
         return (values if field.missing else np.nan_to_num(values, nan=0.0)).astype(np.float32)
 
     def _lists(self, field: Field, raw: pl.Series) -> pl.Series:
@@ -118,7 +128,8 @@ def as_tokens(raw: pl.Series) -> pl.Series:
         whole = raw.cast(pl.Int64, strict=False)
         text = pl.select(pl.when(whole == raw).then(whole.cast(pl.String)).otherwise(raw.cast(pl.String)))
         return text.to_series().set(raw.is_nan().fill_null(False), "").fill_null("").alias(raw.name)
-    return raw.cast(pl.String).fill_null("")
+    tokens = raw.cast(pl.String)
+    return tokens.fill_null("") if tokens.null_count() else tokens
 
 
 def taken(tokens: pl.Series, part: TimePart | None) -> pl.Series:
@@ -161,7 +172,8 @@ def transform(values: Floats, kind: Transform, statistics: tuple[float, ...]) ->
     quantile: the share of inner quantiles below x, in [0, 1]. standardize: (x - mean) / std.
     """
     if kind == "log":
-        return np.sign(values) * np.log1p(np.abs(values))
+        logarithms = np.abs(values)
+        return np.copysign(np.log1p(logarithms, out=logarithms), values, out=logarithms)
     if kind == "log_sq":
         return np.where(values > 2, np.floor(np.log(np.maximum(values, 2)) ** 2), values)
     if kind == "standardize":

@@ -6,6 +6,7 @@ read and check into a working file; learn from training rows; encode into the sp
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from components.formats import FORMATS, Layout
 from components.histories import Grouping, grouped
 from components.learn import Learned, Progress, learn
 from components.plan import Plan, plan
-from components.rejects import Rejects
+from components.rejects import HeldRejects, Rejects
 from components.shards import write_shards
-from components.source import list_files
+from components.source import ahead, list_files
 from components.splits import SPLIT, Assign, random_assign, settled_assign, time_assign
 from components.stage import Stage
 from trainer.errors import UserError, disk_errors
@@ -59,7 +60,7 @@ def _ingest(spec: DatasetSpec, output: Path, work: Path, progress: Progress) -> 
     stage = _grouped(spec, planned, stage, work, progress)
     _check_labels(spec, planned, stage)
     learned = learn(stage, planned, _assign(spec, stage), spec.split.seed, progress)
-    encoder = Encoder.of(learned.fields, _write_vocabularies(learned, output))
+    encoder = Encoder.of(learned.fields, _write_vocabularies(learned, output), stage.texts)
     keep = [LABEL, TRUTH] if planned.truth else [LABEL]
     test = write_shards(stage, encoder, _assign(spec, stage), output, keep, progress)
     statistics = learned.statistics() | {"rejected": dict(rejects.reasons)}
@@ -90,11 +91,10 @@ def _read(
     progress: Progress,
 ) -> Stage:
     """The first pass: every good row into the working file."""
-    stage = Stage(work / "rows.parquet")
+    stage = Stage(work / "rows.arrow", planned.with_vocabulary)
     source = spec.source or spec.format
     for url, code in files:
-        rejects.file = url
-        for frame in FORMATS[spec.format].rows(spec, layout, url, rejects):
+        for frame in _frames(spec, layout, url, rejects):
             rows = checked(frame, spec, planned, rejects)
             if spec.split.by == "files":
                 rows = rows.with_columns(pl.lit(code, pl.Int8).alias(SPLIT))
@@ -109,6 +109,24 @@ def _read(
     return stage
 
 
+def _frames(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:
+    """One file's rows, read and cut into columns while the frame before is checked."""
+    held = HeldRejects(url)
+
+    def read() -> Iterator[tuple[pl.DataFrame | None, list[tuple[str, pl.DataFrame, str]]]]:
+        for frame in FORMATS[spec.format].rows(spec, layout, url, held):
+            yield frame, held.release()
+        yield None, held.release()
+
+    for frame, rejected in ahead(read()):
+        for file, rows, reason in rejected:
+            rejects.file = file
+            rejects.add(rows, reason)
+        rejects.file = url
+        if frame is not None:
+            yield frame
+
+
 def _grouped(spec: DatasetSpec, planned: Plan, stage: Stage, work: Path, progress: Progress) -> Stage:
     """The working file again, group by group, where histories, last rows or negatives ask for it."""
     grouping = Grouping(
@@ -120,8 +138,8 @@ def _grouped(spec: DatasetSpec, planned: Plan, stage: Stage, work: Path, progres
     )
     if not (grouping.histories or grouping.last_out or grouping.negatives):
         return stage
-    result = Stage(work / "grouped.parquet")
-    for frame in grouped(stage.frames(), stage.rows, work, grouping):
+    result = Stage(work / "grouped.arrow", planned.with_vocabulary)
+    for frame in grouped(map(stage.texted, stage.frames()), stage.rows, work, grouping):
         result.append(frame)
         progress(result.rows, stage.rows * (1 + grouping.negatives), "bringing groups together")
     result.close()

@@ -12,6 +12,7 @@ from components.check import LABEL
 from components.counters import CategoricalCounter, counter
 from components.dataset import DatasetSpec
 from components.plan import Plan
+from components.source import ahead
 from components.splits import Assign, Codes
 from components.stage import Stage
 from trainer.errors import UserError
@@ -83,8 +84,8 @@ def learn(stage: Stage, planned: Plan, assign: Assign, seed: int, progress: Prog
     """Raises UserError if a split gets no row."""
     labels, done = Labels(), 0
     rng = np.random.default_rng(seed)
-    counters = {one.name: counter(one, rng) for one in planned.fields}
-    for frame in stage.frames():
+    counters = {one.name: counter(one, stage.texts.get(one.column), rng) for one in planned.fields}
+    for frame in ahead(stage.frames()):
         codes = assign(frame)
         labels.add(frame[LABEL].to_numpy(), codes)
         train = frame.filter(pl.Series(codes == 0))

@@ -43,6 +43,12 @@ class Plan:
         """Fields that stand in the files, one for each raw column."""
         return tuple({planned.column: planned for planned in self.fields if not planned.history}.values())
 
+    @property
+    def with_vocabulary(self) -> set[str]:
+        """Raw columns of the fields that learn a vocabulary: their distinct values fit into memory."""
+        categorical = [planned for planned in self.fields if planned.kind == "categorical"]
+        return {planned.column for planned in categorical if planned.settings.hash_buckets is None}
+
 
 def plan(spec: DatasetSpec, layout: Layout) -> Plan:
     """Settle every field.

@@ -71,5 +71,22 @@ class Rejects:
             )
 
 
+class HeldRejects(Rejects):
+    """For a thread that reads ahead: what it rejects waits until the rows before are checked."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(None)
+        self.file = file
+        self._held: list[tuple[str, pl.DataFrame, str]] = []
+
+    def add(self, frame: pl.DataFrame, reason: str) -> None:
+        self._held.append((self.file, frame, reason))
+
+    def release(self) -> list[tuple[str, pl.DataFrame, str]]:
+        """What was rejected since the last call: file, rows, reason."""
+        held, self._held = self._held, []
+        return held
+
+
 def _as_text(frame: pl.DataFrame) -> pl.Series:
     return pl.Series([str(row) for row in frame.iter_rows(named=True)], dtype=pl.String)

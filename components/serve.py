@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 
 from components.encode import Encoder, InputType
 from trainer import data
@@ -61,9 +62,13 @@ class Scorer:
 
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Raw rows, as in the dataset's source files -> one column `prediction`: a probability (ctr) or a rating."""
+        return pd.DataFrame({OUTPUT: score(self.model, self.encoded(frame))}, index=frame.index)
+
+    def encoded(self, frame: pd.DataFrame) -> Table:
+        """Raw rows as the model takes them."""
         raw = raw_columns(frame, self.encoder.inputs)
-        rows = data.from_arrow(self.encoder.encode(raw).to_arrow(), self.schema)
-        return pd.DataFrame({OUTPUT: score(self.model, rows)}, index=frame.index)
+        raw = raw.with_columns(pl.col(pl.String).fill_null(""))  # all at once: the encoder goes column by column
+        return data.from_arrow(self.encoder.encode(raw).to_arrow(), self.schema)
 
 
 def _load_pyfunc(path: str) -> Scorer:
@@ -91,8 +96,7 @@ def score(model: Model, table: Table) -> npt.NDArray[np.float64]:
 
 
 def _as_float64(module: object, inputs: object, rows: Rows) -> Rows:
-    single = {key: x_BD.double() for key, x_BD in rows.single.items()}
-    return Rows(single, {key: replace(steps, x=steps.x.double()) for key, steps in rows.steps.items()})
+    return rows.double()
 
 
 def raw_columns(frame: pd.DataFrame, inputs: dict[str, InputType]) -> pl.DataFrame:
@@ -105,10 +109,27 @@ def _column(values: "pd.Series[Any] | None", name: str, kind: InputType, rows: i
     if kind == "double":
         numbers = np.full(rows, np.nan) if values is None else pd.to_numeric(values, errors="coerce").to_numpy(float)
         return pl.Series(name, numbers, dtype=pl.Float64)
-    given = [None] * rows if values is None else values.tolist()
     if kind == "list":
+        given = [None] * rows if values is None else values.tolist()
         return pl.Series(name, [_tokens(value) for value in given], dtype=pl.List(pl.String))
-    return pl.Series(name, [_token(value) for value in given], dtype=pl.String)
+    return pl.Series(name, [None] * rows, dtype=pl.String) if values is None else _texts(values).rename(name)
+
+
+def _texts(values: "pd.Series[Any]") -> pl.Series:
+    """`_token` of each value; whole columns of text, of integers and of whole numbers at once."""
+    kind = values.dtype
+    if isinstance(kind, pd.StringDtype):
+        return pl.Series(values.array.__arrow_array__())
+    if isinstance(kind, np.dtype) and kind.kind in "iu":
+        return pl.Series(values.to_numpy()).cast(pl.String)
+    if isinstance(kind, np.dtype) and kind.kind == "f":
+        numbers = pl.Series(values.to_numpy(np.float64), nan_to_null=True)
+        whole = numbers.cast(pl.Int64, strict=False)
+        if whole.eq_missing(numbers).all():
+            return whole.cast(pl.String)
+    if pd.api.types.is_object_dtype(kind) and pd.api.types.infer_dtype(values) == "string":
+        return pl.Series(pa.array(values, pa.large_string(), from_pandas=True))
+    return pl.Series([_token(value) for value in values.tolist()], dtype=pl.String)
 
 
 def _token(value: Any) -> str | None:
@@ -154,24 +175,25 @@ def save(folder: Path, architecture: Architecture, weights: Path, dataset: Path)
             loader_module="components.serve",
             data_path=str(content),
             code_paths=[str(packages / "trainer"), str(packages / "components")],
-            signature=signature(encoder.inputs),
+            signature=signature(),
+            metadata={"inputs": encoder.inputs},
             input_example=example(dataset, encoder.inputs),
             pip_requirements=requirements(),
         )
 
 
-def signature(inputs: dict[str, InputType]) -> "ModelSignature":
-    """Every column is optional (absent: missing in all rows) and of any type.
+def signature() -> "ModelSignature":
+    """What predictions are, and nothing on raw rows: their columns stand in the model's metadata.
 
-    Any type, because MLflow reads CSV by guessing: a column of whole numbers would be refused where it declares text
-    or decimal numbers, and ids of users and items are such columns. `raw_columns` settles what values mean.
+    MLflow reads CSV by guessing and refuses whatever is not of a declared type: whole numbers where the signature says
+    text or decimals, and ids of users and items are such columns. A signature that allows any type refuses nothing, yet
+    MLflow then walks every value in Python, which took twice the forward pass, and its server takes no CSV any more.
+    `raw_columns` settles what values mean.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import ColSpec, DataType, Schema
 
-    anything = AnyType()  # type: ignore[no-untyped-call]
-    columns: list[ColSpec | TensorSpec] = [ColSpec(anything, name, required=False) for name in inputs]
-    return ModelSignature(inputs=Schema(columns), outputs=Schema([ColSpec(DataType.double, OUTPUT)]))
+    return ModelSignature(outputs=Schema([ColSpec(DataType.double, OUTPUT)]))
 
 
 def example(dataset: Path, inputs: dict[str, InputType]) -> pd.DataFrame:

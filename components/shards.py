@@ -1,44 +1,48 @@
 """The last pass of ingest: encoded rows into one folder of Parquet files per split."""
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.check import LABEL
 from components.encode import Encoder
 from components.learn import SPLITS, Progress
+from components.source import ahead
 from components.splits import Assign
 from components.stage import Stage
 
 EXAMPLES = 1000
 """Raw test rows that are kept as examples.parquet."""
-_PART_ROWS = 1 << 20
+_PART_ROWS = 1 << 18
+"""A part has about so many rows, in one row group: of several processes each reads the row groups of its share."""
+_WRITERS = 3
+"""Parts that are written at a time, each by one thread, and held in memory until then."""
 
 
 class Shards:
-    """part-00000.parquet, part-00001.parquet, ... of about _PART_ROWS rows each."""
+    """part-00000.parquet, part-00001.parquet, ... of about _PART_ROWS rows each, in the order of the rows."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: pq.ParquetWriter | None = None
+    def __init__(self, folder: Path, write: Callable[[pl.DataFrame, Path], None]) -> None:
+        self._folder, self._write = folder, write
+        self._frames: list[pl.DataFrame] = []
         self._parts = self._rows = 0
         folder.mkdir()
 
     def append(self, frame: pl.DataFrame) -> None:
-        table = frame.to_arrow()
-        if self._writer is None:
-            path = self._folder / f"part-{self._parts:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        self._writer.write_table(table)
+        self._frames.append(frame)
         self._rows += frame.height
         if self._rows >= _PART_ROWS:
             self.close()
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer, self._rows, self._parts = None, 0, self._parts + 1
+        if self._rows:
+            self._write(pl.concat(self._frames), self._folder / f"part-{self._parts:05d}.parquet")
+            self._frames, self._rows, self._parts = [], 0, self._parts + 1
 
 
 def write_shards(
@@ -49,20 +53,42 @@ def write_shards(
     Returns:
         The columns `keep` of the test rows, in order.
     """
-    shards = [Shards(output / split) for split in SPLITS]
     tests, examples, wanted, done = [], [], EXAMPLES, 0
-    for frame in stage.frames():
-        codes = assign(frame)
-        encoded = encoder.encode(frame).with_columns(frame[LABEL].cast(pl.Float32).alias("label"))
-        for code, shard in enumerate(shards):
-            shard.append(encoded.filter(pl.Series(codes == code)))
-        test = frame.filter(pl.Series(codes == 2))
-        tests.append(test.select(keep))
-        examples.append(test.head(wanted).select(*encoder.inputs, pl.col(LABEL).alias("label")))
-        wanted -= examples[-1].height
-        done += frame.height
-        progress(done, stage.rows, "encoding")
-    for shard in shards:
-        shard.close()
+    writing: deque[Future[None]] = deque()
+
+    def write(part: pl.DataFrame, path: Path) -> None:
+        """Beside the encoding of what follows; errors come out here or in the end."""
+        if len(writing) == _WRITERS:
+            writing.popleft().result()
+        writing.append(threads.submit(_write, part, path))
+
+    def encoded() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        for frame in stage.frames():
+            yield frame, encoder.encode(frame).with_columns(frame[LABEL].cast(pl.Float32).alias("label"))
+
+    with ThreadPoolExecutor(_WRITERS) as threads:
+        shards = [Shards(output / split, write) for split in SPLITS]
+        for frame, rows in ahead(encoded()):
+            codes = pl.Series(assign(frame))
+            for code, shard in enumerate(shards):
+                shard.append(rows.filter(codes == code))
+            test = frame.filter(codes == 2)
+            tests.append(test.select(keep))
+            raw = stage.texted(test.head(wanted))
+            examples.append(raw.select(*encoder.inputs, pl.col(LABEL).alias("label")))
+            wanted -= raw.height
+            done += frame.height
+            progress(done, stage.rows, "encoding")
+        for shard in shards:
+            shard.close()
+        for written in writing:
+            written.result()
     pq.write_table(pl.concat(examples).with_row_index("row").to_arrow(), output / "examples.parquet")
     return pl.concat(tests)
+
+
+def _write(part: pl.DataFrame, path: Path) -> None:
+    """Nobody reads statistics of such columns, and what cannot be null needs no marks of what is."""
+    table = part.to_arrow()
+    table = table.cast(pa.schema([column.with_nullable(False) for column in table.schema]))
+    pq.write_table(table, path, row_group_size=_PART_ROWS, compression="zstd", write_statistics=False)

@@ -5,9 +5,10 @@ import io
 import posixpath
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -18,6 +19,8 @@ BLOCK = 1 << 24
 """Bytes (after decompression) that are held and parsed at a time."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
+
+T = TypeVar("T")
 
 
 def list_files(url: str, pattern: str = "*") -> list[str]:
@@ -71,6 +74,15 @@ def read_blocks(url: str, size: int = BLOCK) -> Iterator[bytes]:
             if not block:
                 return
             yield block
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items: while the caller works with one, a thread of its own makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
 
 
 @contextmanager

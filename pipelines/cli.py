@@ -92,6 +92,56 @@ def schema(
 
 
 @app.command()
+def plan(
+    file: File,
+    nodes: Annotated[int, typer.Option(min=1, help="machines")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of each machine")] = 8,
+    hbm: Annotated[str, typer.Option(help="memory of each GPU; GB and GiB are both 1024^3 bytes")] = "80GB",
+    host_memory: Annotated[
+        str | None, typer.Option(help="memory of each machine that tables may take (UVM); none if not given")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="model of the zoo; if not given, what the run found, or the first baseline")
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=N", help="rows of a field's table, where the run does not know them yet"),
+    ] = None,
+    table_precision: Annotated[str, typer.Option(help="fp32, fp16, bf16 or int8 tables; training knows fp32")] = "fp32",
+    overrides: Set = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the run; runs/NAME if not given")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON: bytes and milliseconds")] = False,
+) -> None:
+    """Plan a training on many GPUs, without them."""
+    from pipelines.spec import load
+
+    pipeline = load(file, tuple(overrides or ()))
+
+    from pipelines import capacity
+
+    gpu, host = capacity.size("--hbm", hbm), capacity.size("--host-memory", host_memory) if host_memory else 0
+    folder = output or Path("runs") / pipeline.metadata.name
+    subject = capacity.subject(pipeline, folder, model, capacity.table_rows(rows or []), table_precision)
+
+    from rich.console import Console
+
+    from pipelines import capacity_report
+    from trainer.advice import advise
+    from trainer.capacity import Cluster
+    from trainer.capacity import plan as made
+
+    found = made(subject.problem, Cluster(nodes, gpus, gpu, host))
+    advice = [] if found.fits else list(advise(subject.problem, found))
+    if as_json:
+        import json
+
+        print(json.dumps(capacity_report.as_data(subject, found, advice)))
+    else:
+        capacity_report.show(Console(), subject, found, advice)
+    raise typer.Exit(0 if found.fits else 1)
+
+
+@app.command()
 def infer(file: Annotated[str, typer.Argument(help="a csv or parquet file, any URL")]) -> None:
     """Propose a dataset section for a csv or parquet file."""
     from components.infer import infer as propose

@@ -61,28 +61,33 @@ from trainer.shapes import (
 )
 
 
-def build(architecture: Architecture, *, label_mean: float, table_init: float, seed: int) -> "Model":
+def build(
+    architecture: Architecture, *, label_mean: float, table_init: float, seed: int, empty_tables: bool = False
+) -> "Model":
     """The model of an architecture, without the parts that its head does not reach.
 
     Equal arguments give equal weights, and the caller's random state is left as it was. The head's bias starts where
     the model gives the base rate (ctr) or the mean rating. `table_init` is the standard deviation of encoder weights.
+    `empty_tables`: no memory is taken for tables, which `sharding.shard` will draw where it puts them.
 
     Raises ArchitectureError for a description that cannot be built.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Model(architecture.live(), label_mean, table_init)
+        return Model(architecture.live(), label_mean, table_init, seed, empty_tables)
 
 
 class Model(nn.Module):
     """A built architecture: `Batch` of B rows -> (B,) logits (ctr) or ratings (rating)."""
 
-    def __init__(self, architecture: Architecture, label_mean: float, table_init: float) -> None:
+    def __init__(
+        self, architecture: Architecture, label_mean: float, table_init: float, seed: int, empty_tables: bool
+    ) -> None:
         super().__init__()
         shapes = infer(architecture)
         self.architecture = architecture
         categorical = _columns(architecture, "categorical")
-        self.tables = Tables(_table_specs(architecture), categorical, table_init)
+        self.tables = Tables(table_specs(architecture), categorical, table_init, seed, empty_tables)
         # Keys hold a colon, so that no name meets an attribute of ModuleDict.
         self.views = nn.ModuleDict(
             {f"view:{name}": _view(architecture, name, shapes, table_init) for name in architecture.views}
@@ -146,7 +151,8 @@ def _columns(architecture: Architecture, kind: str) -> dict[str, int]:
     return {name: position for position, name in enumerate(names)}
 
 
-def _table_specs(architecture: Architecture) -> list[TableSpec]:
+def table_specs(architecture: Architecture) -> list[TableSpec]:
+    """The tables of the built model: what `build` makes of a live architecture, and what a capacity plan places."""
     shared: dict[str, list[str]] = {}
     for view in architecture.views.values():
         for name, encoder in view.encoders.items():
@@ -166,7 +172,7 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
             table = _table_name(view_name, name)
             single = name if field.kind == "categorical" else None
             readers = [*([] if single else [name]), *shared.get(table, [])]
-            yield TableSpec(table, field.cardinality, width, single, tuple(dict.fromkeys(readers)))
+            yield TableSpec(table, view_name, field.cardinality, width, single, tuple(dict.fromkeys(readers)))
 
 
 def _table_name(view: str, field: str) -> str:

@@ -2,9 +2,20 @@
 
 import ctypes
 
+import numpy as np
 import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Zeros for something large that is read here and there.
+
+    In huge pages, where Linux offers them to those who ask (`transparent_hugepage: madvise`): most reads then find the
+    place of their page at hand, and a first touch maps 2 MB instead of 4 KB. NumPy asks for them, torch does not.
+    """
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def prepare_process() -> None:

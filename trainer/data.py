@@ -1,5 +1,8 @@
 """Rows in memory: one dataset split as contiguous tensors, and the batches cut from it.
 
+Of several processes each reads and holds its share of a split, a run of rows. Which rows make up which batch does not
+depend on the number of processes (`Lanes`), so a training goes on with more or fewer as if nothing had happened.
+
 Ids are kept as int32 (half the memory) and handed out as int64, the type embedding kernels are fastest with.
 Sequences are kept jagged and padded per batch, so memory follows the data and not the longest history.
 """
@@ -17,9 +20,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from trainer.errors import UserError
 from trainer.schema import DatasetSchema, Split
 
 _READ_ROWS = 262_144
+_LANE_ROWS, _MOST_LANES = 16, 1024
+"""Rows of a lane at least, and lanes of a split at most (so many processes can share it)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Batch:
     """Field -> (B, T) int64 ids, oldest first, padded on the right with 0; T is the batch's longest, at least 1."""
     lengths: dict[str, Tensor] = field(default_factory=dict)
     """Field -> (B,) int64 number of valid steps, 0..T."""
+    of: int = 0
+    """Rows of the whole batch, of which this process has B."""
 
     @property
     def size(self) -> int:
@@ -62,9 +70,71 @@ class Jagged:
         return ids_BT, length_B
 
 
+class Lanes:
+    """How a pass over a split's rows is cut into batches, whoever holds which of them.
+
+    The rows stand in runs of nearly equal length, the lanes, and a pass takes one row of every lane in turn, from each
+    lane in a random order of its own. A batch is thus the next `batch_size` rows of this pass, and spread evenly over
+    the lanes, so that a process which holds some neighbouring lanes has its even part of every batch. The turn of lane
+    `l` is `l` with its bits reversed (van der Corput's sequence), which spreads any few consecutive turns evenly too.
+    """
+
+    def __init__(self, total: int) -> None:
+        """`total`: rows of the split."""
+        self.total = total
+        bits = max(min(total // _LANE_ROWS, _MOST_LANES), 1).bit_length() - 1
+        self.count = 1 << bits
+        lanes = np.arange(self.count)
+        self.turn_L = sum(((lanes >> bit) & 1) << (bits - 1 - bit) for bit in range(bits)) + np.zeros_like(lanes)
+        """The turn of each lane, 0..count - 1."""
+        size_L = total // self.count + (self.turn_L < total % self.count)
+        self.first_L = np.concatenate([[0], size_L.cumsum()])
+        """The first row of each lane, and `total`."""
+
+    def share(self, rank: int, world: int) -> tuple[slice, slice]:
+        """The lanes and the rows of one process.
+
+        Raises UserError if there are fewer lanes than processes.
+        """
+        if world > self.count:
+            raise UserError(f"{self.total} rows are too few to be shared by {world} processes; lower train.processes")
+        lanes = slice(self.count * rank // world, self.count * (rank + 1) // world)
+        return lanes, slice(int(self.first_L[lanes.start]), int(self.first_L[lanes.stop]))
+
+    def order(self, lanes: slice, seed: int, epoch: int) -> Tensor:
+        """The rows of some lanes in the order of a pass, counted from the first lane's first row."""
+        first, last = self.first_L[lanes.start], self.first_L[lanes.stop]
+        keys = _keys(np.arange(first, last, dtype=np.uint64), seed, epoch)
+        longest = -(-self.total // self.count)
+        # A lane may lack the last row; the greatest key stands for it, and is cut off below.
+        key_LK = np.full((lanes.stop - lanes.start, longest), np.iinfo(np.uint64).max)
+        held_LK = np.arange(longest) < np.diff(self.first_L[lanes.start : lanes.stop + 1])[:, None]
+        key_LK[held_LK] = keys
+        row_LK = key_LK.argsort(axis=1) + (self.first_L[lanes] - first)[:, None]
+        in_turn = np.argsort(self.turn_L[lanes])
+        return torch.from_numpy(row_LK[in_turn].T[held_LK[in_turn].T])
+
+    def before(self, lanes: slice, position: int) -> int:
+        """How many of the first `position` rows of a pass are in these lanes."""
+        rounds, turns = divmod(min(position, self.total), self.count)
+        turn_L = self.turn_L[lanes]
+        return rounds * len(turn_L) + int((turn_L < turns).sum())
+
+
+def _keys(row_N: npt.NDArray[np.uint64], seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """Random numbers that depend on (row, seed, epoch) alone: SplitMix64's output function (Steele et al., 2014)."""
+    start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    key_N = row_N * np.uint64(0x9E3779B97F4A7C15) + start
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key_N = (key_N ^ (key_N >> np.uint64(shift))) * np.uint64(factor)
+    # The greatest number is left to places without a row.
+    result: npt.NDArray[np.uint64] = np.minimum(key_N ^ (key_N >> np.uint64(31)), np.iinfo(np.uint64).max - 1)
+    return result
+
+
 @dataclass(frozen=True)
 class Table:
-    """All rows of one split, one contiguous tensor per kind of field."""
+    """The rows of one split that this process holds, one contiguous tensor per kind of field."""
 
     schema: DatasetSchema
     categorical: Tensor
@@ -74,13 +144,23 @@ class Table:
     label: Tensor
     """(N,) float32"""
     sequences: dict[str, Jagged]
+    process: tuple[int, int] = (0, 1)
+    """The rank whose share this is, and the number of processes."""
+    all_rows: int | None = None
+    """Rows of the split, where this is a share of them."""
 
     @property
     def rows(self) -> int:
+        """Rows held here."""
         return self.label.shape[0]
 
+    @property
+    def total(self) -> int:
+        """Rows of the split, over all processes."""
+        return self.rows if self.all_rows is None else self.all_rows
+
     def visits(self, fields: Iterable[str], cardinality: int) -> Tensor:
-        """(cardinality,) float32: how often each id occurs in categorical or sequence `fields`."""
+        """(cardinality,) float32: how often each id occurs here in categorical or sequence `fields`."""
         columns = {name: column for column, name in enumerate(self.schema.names("categorical"))}
         counts = torch.zeros(cardinality)
         for name in fields:
@@ -101,36 +181,37 @@ class Table:
             label=self.label.index_select(0, rows),
             sequences={name: ids for name, (ids, _) in padded.items()},
             lengths={name: lengths for name, (_, lengths) in padded.items()},
+            of=rows.shape[0],
         )
 
     def steps(self, batch_size: int) -> int:
         """Number of batches of one pass."""
-        return -(-self.rows // batch_size)
+        return -(-self.total // batch_size)
 
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        seed_epoch: tuple[int, int] | None = None,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> Iterator[Batch]:
-        """Cut one pass over the rows into batches.
+    def batches(self, batch_size: int, *, seed_epoch: tuple[int, int] | None = None, start: int = 0) -> Iterator[Batch]:
+        """This process's part of the batches of one pass over the rows of all.
 
         Args:
             batch_size: rows per batch over all processes; the last batch may be smaller.
-            seed_epoch: (seed, epoch) of the permutation, the same on every process; None keeps the rows' order.
+            seed_epoch: (seed, epoch) of the order, the same on every process; None keeps the rows' order.
             start: number of batches to leave out at the beginning.
-            rank, world: with `world` processes each gets every world-th row of a batch. Shares are equal: the last
-                batch leaves out what `world` does not divide (at most world - 1 rows of a pass).
         """
-        order_N = torch.arange(self.rows) if seed_epoch is None else _permutation(self.rows, *seed_epoch)
-        for first in range(start * batch_size, self.rows, batch_size):
-            rows = order_N[first : first + batch_size]
-            rows = rows[rank : rows.shape[0] - rows.shape[0] % world : world]
-            if rows.shape[0]:
-                yield self.take(rows)
+        lanes = Lanes(self.total)
+        mine, _ = lanes.share(*self.process)
+        order_N = torch.arange(self.rows) if seed_epoch is None else lanes.order(mine, *seed_epoch)
+
+        def held(position: int) -> int:
+            return position if seed_epoch is None else lanes.before(mine, position)
+
+        for first in range(start * batch_size, self.total, batch_size):
+            last = min(first + batch_size, self.total)
+            yield replace(self.take(order_N[held(first) : held(last)]), of=last - first)
+
+    def share(self, rank: int, world: int) -> "Table":
+        """What `load` would have given to one of so many processes."""
+        _, rows = Lanes(self.rows).share(rank, world)
+        part = self.select(torch.arange(rows.start, rows.stop))
+        return replace(part, process=(rank, world), all_rows=self.rows)
 
     def select(self, rows: Tensor) -> "Table":
         """A smaller table of these positions (n,) int64."""
@@ -140,14 +221,21 @@ class Table:
             numeric=self.numeric[rows],
             label=self.label[rows],
             sequences={name: _select_jagged(column, rows) for name, column in self.sequences.items()},
+            process=(0, 1),
+            all_rows=None,
         )
 
 
-def load(folder: Path, split: Split, schema: DatasetSchema) -> Table:
-    """Read the Parquet shards of `split` in a dataset folder; rows are in the order of the shards' names."""
+def load(folder: Path, split: Split, schema: DatasetSchema, process: tuple[int, int] = (0, 1)) -> Table:
+    """Read the Parquet shards of `split` in a dataset folder; rows are in the order of the shards' names.
+
+    Of several processes (`process`: rank and number) each reads only the row groups that hold its share.
+    """
     shards = sorted((folder / split).glob("*.parquet"))
-    rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
-    return _fill(rows, schema, _record_batches(shards))
+    total = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    _, rows = Lanes(total).share(*process)
+    table = _fill(rows.stop - rows.start, schema, _record_batches(shards, rows))
+    return replace(table, process=process, all_rows=total)
 
 
 def from_arrow(table: pa.Table, schema: DatasetSchema) -> Table:
@@ -155,16 +243,17 @@ def from_arrow(table: pa.Table, schema: DatasetSchema) -> Table:
     return _fill(table.num_rows, schema, table.to_batches(max_chunksize=_READ_ROWS))
 
 
-def _permutation(rows: int, seed: int, epoch: int) -> Tensor:
-    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> 1))
-    return torch.randperm(rows, generator=generator)
-
-
-def _record_batches(shards: list[Path]) -> Iterator[pa.RecordBatch]:
+def _record_batches(shards: list[Path], rows: slice) -> Iterator[pa.RecordBatch]:
+    """These rows of all shards, a row group at a time."""
+    first = 0
     for shard in shards:
         with pq.ParquetFile(shard) as file:
-            yield from file.iter_batches(batch_size=_READ_ROWS)
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                start, stop = max(rows.start - first, 0), min(rows.stop - first, size)
+                if start < stop:
+                    yield from file.read_row_group(group).slice(start, stop - start).to_batches(_READ_ROWS)
+                first += size
 
 
 def _fill(rows: int, schema: DatasetSchema, batches: Iterable[pa.RecordBatch]) -> Table:

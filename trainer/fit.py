@@ -1,15 +1,16 @@
 """One training from scratch: epochs over the training rows until validation stops improving.
 
-Everything that decides the result is derived from the settings and the seed: the order of the rows and the dropout of
-an epoch come from (seed, epoch). A training that was killed therefore goes on from its last checkpoint to bit-equal
-weights, as long as it runs with the same number of threads and processes.
+Everything that decides the result is derived from the settings and the seed: the order of an epoch's rows comes from
+(seed, epoch), the dropout of a step from (seed, epoch, step). A training that was killed therefore goes on from its
+last checkpoint, be it in the middle of an epoch, to bit-equal weights, as long as it runs with the same number of
+threads and processes; with another number of processes, to the same but for the order of sums, and for dropout.
 """
 
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
@@ -20,17 +21,21 @@ from torch.nn import functional
 
 from trainer import metrics
 from trainer.average import RunningAverage
-from trainer.checkpoint import Checkpoints
+from trainer.checkpoint import Checkpoints, State
 from trainer.cpu import prepare_process
 from trainer.data import Batch, Table
 from trainer.metrics import Vector
 from trainer.optim import Optimizers
+from trainer.pieces import Piece, Shape, beside, room
+from trainer.processes import gather_rows, most, rank_and_world, summed
 from trainer.schema import Task
-from trainer.settings import TrainSettings
-from trainer.sharding import gather_rows, local_weights, mean_over_processes, rank_and_world
+from trainer.settings import SAVE_SECONDS, TrainSettings
+from trainer.sharding import ahead, local_weights, pieces, unwrapped
 
 BF16_MACS = 20_000
 """`precision: auto` uses bf16 from this many multiply-adds per row in matrix products, on CPUs that multiply bf16."""
+CLOCK_STEPS = 16
+"""Steps from one look at the clock to the next; the processes of a training must agree on the time."""
 
 
 class Diverged(Exception):  # noqa: N818 - a fate of a training, not a fault in it
@@ -64,9 +69,13 @@ class Gates(Protocol):
         """Before the forward pass of each step."""
 
     def after_step(self, batch: Batch, loss: Callable[[Batch], Tensor]) -> None:
-        """After the weights' update: gradients of the step are still there; `loss` gives that of any batch."""
+        """After the weights' update: gradients of the step are still there.
 
-    def state(self) -> dict[str, Any]: ...
+        `loss` gives that of any batch; of several processes each has its part of it, and of its gradient.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """By name: tensors, or what JSON can hold."""
 
     def load_state(self, saved: dict[str, Any]) -> None: ...
 
@@ -91,7 +100,8 @@ def fit(
     *,
     task: Task,
     seed: int,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
+    save_seconds: float = SAVE_SECONDS,
     on_epoch: Callable[[EpochRecord], bool] = lambda record: False,
     gates: Gates | None = None,
 ) -> FitResult:
@@ -102,7 +112,8 @@ def fit(
     Args:
         model: as `build.build` makes it, or that after `sharding.shard`; every process then calls `fit` alike.
         seed: decides the order of the rows and dropout. The global random state of torch is set from it.
-        checkpoints: folder for the states after each epoch; a state found there is continued.
+        checkpoints: folder (a path or an fsspec URL) for the states of the training; the newest found is continued.
+        save_seconds: time between two states within an epoch.
         on_epoch: sees each epoch; True stops the training as hopeless ("pruned"). After a resume it sees the epochs
             before it again, so that whoever follows the curve has all of it.
 
@@ -110,43 +121,50 @@ def fit(
         Diverged: the training loss or the validation metric is not finite.
     """
     run = _Run(model, train, valid, settings, task, seed, gates)
-    store = Checkpoints(checkpoints, run.key) if checkpoints is not None else None
-    state = store.newest() if store else None
-    if state:
-        run.restore(state)
+    if checkpoints is not None:
+        run.resume(checkpoints, save_seconds)
     if any(on_epoch(record) for record in run.history):
         return run.finish("pruned")
     while (stopped := run.stopped()) is None:
-        record = run.next_epoch()
-        if store:
-            store.save(record.epoch, run.state())
-        if on_epoch(record):
+        if on_epoch(run.next_epoch()):
             return run.finish("pruned")
     return run.finish(stopped)
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, table: Table, batch_size: int = 16_384) -> Vector:
-    """Predictions for all rows in their order, (N,) float64, in full precision.
+    """Predictions for all rows of the split in their order, (N,) float64, in full precision.
 
-    ctr: probabilities. rating: ratings within the range seen in training. Of a sharded model every process gets all.
+    ctr: probabilities. rating: ratings within the range seen in training. Of several processes each predicts the rows
+    it holds, and gets the predictions of all.
     """
-    was_training = model.training
-    model.eval()
-    rank, world = rank_and_world()
-    even = -(-table.rows // world) * world
-    mine = torch.arange(even).clamp_(max=table.rows - 1)[rank::world]
-    outputs = [model(table.take(rows)).double() for rows in torch.split(mine, batch_size)] if table.rows else []
-    model.train(was_training)
-    output_N = gather_rows(torch.cat(outputs or [torch.empty(0, dtype=torch.float64)]))[: table.rows]
+    if was_training := model.training:
+        model.eval()
+    # A sharded model answers all processes or none, so those with fewer rows give their last row again.
+    rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
+    outputs = [model(table.take(rows_B)).double() for rows_B in torch.split(rows_N, batch_size)] if table.rows else []
+    if was_training:
+        model.train()
+    output_N = gather_rows(torch.cat(outputs or [torch.empty(0, dtype=torch.float64)])[: table.rows])
     schema = table.schema
     if schema.task == "ctr":
         return cast(Vector, output_N.sigmoid().numpy())
     return cast(Vector, output_N.clamp(schema.label_min, schema.label_max).numpy())
 
 
+@dataclass
+class _Begun:
+    """What there is of an epoch after `step` steps; sums over the rows of this process."""
+
+    step: int = 0
+    loss: float = 0.0
+    samples: float = 0.0
+    seconds: float = 0.0
+    """Of the time before a resume."""
+
+
 class _Run:
-    """The state of one training between epochs."""
+    """The state of one training between steps."""
 
     def __init__(
         self,
@@ -160,17 +178,38 @@ class _Run:
     ) -> None:
         prepare_process()
         self.model, self.train, self.valid = model, train, valid
+        self.valid_label = gather_rows(valid.label).numpy()
         self.settings, self.task, self.seed, self.gates = settings, task, seed, gates
         self.key = f"{task} seed {seed} {settings.model_dump_json()}"
         self.history: list[EpochRecord] = []
         self.best_epoch = -1
+        self.begun = _Begun()
         self.weights = local_weights(model)
+        self.pieces = pieces(model)
         self.best: dict[str, Tensor] = {}
         shares = _penalty_shares(model, train, settings.table_l2_power) if settings.table_l2_power else {}
         without = gates.names if gates else frozenset[str]()
-        self.optimizers = Optimizers(model, _table_names(model), settings, shares, without)
+        self.optimizers = Optimizers(unwrapped(model), _table_names(model), settings, shares, without)
         self.average = RunningAverage(self.weights, self.optimizers, settings.average) if settings.average else None
         self.precision = _precision(model, settings)
+        self.checkpoints: Checkpoints | None = None
+        self.save_seconds = SAVE_SECONDS
+        self.saved, self.started = time.monotonic(), time.perf_counter()
+
+    def resume(self, folder: Path | str, save_seconds: float) -> None:
+        """Go on from the newest state in `folder`, if there is one, and save there from now on."""
+        self.checkpoints, self.save_seconds = Checkpoints(folder, self.key), save_seconds
+        live = self._tensors()
+
+        def place(name: str, shape: Shape, dtype: torch.dtype) -> list[Piece]:
+            weight = _weight_of(name)
+            if weight is None:
+                return [Piece.whole(torch.empty(shape, dtype=dtype))]
+            return live[name] if name in live else room(self.pieces.get(weight, []), shape, dtype)
+
+        state = self.checkpoints.newest(place)
+        if state is not None:
+            self._restore(state)
 
     def stopped(self) -> Literal["patience", "epochs"] | None:
         epochs = len(self.history)
@@ -179,11 +218,11 @@ class _Run:
         return "epochs" if epochs >= self.settings.epochs else None
 
     def next_epoch(self) -> EpochRecord:
-        """Train one epoch, validate, and keep the weights if they are the best so far."""
-        started = time.perf_counter()
-        loss, samples = self._train_epoch(len(self.history))
+        """Train one epoch, or the rest of one, validate, and keep the weights if they are the best so far."""
+        self.started = time.perf_counter() - self.begun.seconds
+        loss, samples = self._train_epoch()
         with self.average.applied() if self.average else nullcontext():
-            valid = metrics.evaluate(self.task, self.valid.label.numpy(), predict(self.model, self.valid))
+            valid = metrics.evaluate(self.task, self.valid_label, predict(self.model, self.valid))
             value = valid[metrics.MAIN[self.task]]
             if not math.isfinite(value):
                 raise Diverged(f"the validation {metrics.MAIN[self.task]} of epoch {len(self.history)} is {value}")
@@ -193,33 +232,11 @@ class _Run:
                 if self.gates is None:
                     self.best = {name: weight.clone() for name, weight in self.weights.items()}
         best = value if better else self.history[-1].best
-        record = EpochRecord(len(self.history), loss, valid, best, time.perf_counter() - started, samples)
+        record = EpochRecord(len(self.history), loss, valid, best, time.perf_counter() - self.started, samples)
         self.history.append(record)
+        self.begun, self.started = _Begun(), time.perf_counter()
+        self._save()
         return record
-
-    def state(self) -> dict[str, Any]:
-        """All that the coming epochs depend on; tensors are not copies."""
-        return {
-            "weights": self.weights,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "optimizers": self.optimizers.state(),
-            "average": self.average.state() if self.average else {},
-            "gates": self.gates.state() if self.gates else {},
-            "history": [asdict(record) for record in self.history],
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(state["weights"][name])
-        self.best = state["best"]
-        self.best_epoch = state["best_epoch"]
-        self.optimizers.load_state(state["optimizers"])
-        if self.average:
-            self.average.load_state(state["average"])
-        if self.gates:
-            self.gates.load_state(state["gates"])
-        self.history = [EpochRecord(**record) for record in state["history"]]
 
     def finish(self, stopped: Literal["patience", "epochs", "pruned"]) -> FitResult:
         for name, weight in self.best.items():
@@ -234,47 +251,121 @@ class _Run:
             samples=sum(record.samples for record in self.history),
         )
 
-    def _train_epoch(self, epoch: int) -> tuple[float, int]:
+    def _save(self) -> None:
+        if self.checkpoints is None:
+            return
+        gates = self.gates.state() if self.gates else {}
+        facts = {
+            "begun": asdict(self._begun_by_all()),
+            "best_epoch": self.best_epoch,
+            "gates": {name: value for name, value in gates.items() if not isinstance(value, Tensor)},
+            "history": [asdict(record) for record in self.history],
+        }
+        self.checkpoints.save(len(self.history), self.begun.step, State(self._tensors(), facts))
+        self.saved = time.monotonic()
+
+    def _tensors(self) -> dict[str, list[Piece]]:
+        """All that the coming steps depend on, not copies."""
+        values = {f"best/{name}": value for name, value in self.best.items()}
+        for name, kept in self.optimizers.state().items():
+            values |= {f"optimizer/{key}/{name}": value for key, value in kept.items()}
+        if self.average:
+            values |= {f"average/{name}": value for name, value in self.average.state().items()}
+        if self.gates:
+            states = self.gates.state().items()
+            values |= {f"gates/{name}": value for name, value in states if isinstance(value, Tensor)}
+        tensors = {f"weight/{name}": held for name, held in self.pieces.items()}
+        for name, value in values.items():
+            weight = _weight_of(name)
+            tensors[name] = [Piece.whole(value) if weight is None else beside(self.pieces[weight][0], value)]
+        return tensors
+
+    def _restore(self, state: State) -> None:
+        """The weights have been read in place."""
+        kinds: dict[str, dict[str, Tensor]] = {"best": {}, "average": {}, "gates": {}}
+        optimizers: dict[str, dict[str, Tensor]] = {}
+        for name, [piece] in state.tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                key, _, weight = rest.partition("/")
+                optimizers.setdefault(weight, {})[key] = piece.tensor
+            else:
+                kinds.setdefault(kind, {})[rest] = piece.tensor
+        assert kinds["weight"].keys() == self.pieces.keys()
+        self.best, self.best_epoch = kinds["best"], state.facts["best_epoch"]
+        self.optimizers.load_state(optimizers)
+        if self.average:
+            self.average.load_state(kinds["average"])
+        if self.gates:
+            self.gates.load_state({**state.facts["gates"], **kinds["gates"]})
+        self.history = [EpochRecord(**record) for record in state.facts["history"]]
+        self.begun = _Begun(**state.facts["begun"])
+        if rank_and_world()[0] > 0:
+            self.begun = replace(self.begun, loss=0.0, samples=0.0)
+
+    def _train_epoch(self) -> tuple[float, int]:
         """Mean loss per row and number of rows (of all processes)."""
+        epoch, begun = len(self.history), self.begun
         rank, world = rank_and_world()
-        torch.manual_seed(_dropout_seed(self.seed, epoch, rank))
+        seed = _dropout_seed(self.seed, epoch, rank)
         self.model.train()
-        total, samples = 0.0, 0
         order = (self.seed, epoch)
-        for batch in self.train.batches(self.settings.batch_size, seed_epoch=order, rank=rank, world=world):
+        batches = self.train.batches(self.settings.batch_size, seed_epoch=order, start=begun.step)
+        for batch in ahead(self.model, batches):
+            torch.manual_seed(seed + begun.step)
             loss = self._step(batch)
-            if not math.isfinite(loss):
-                raise Diverged(f"the training loss of epoch {epoch} became {loss}")
-            total, samples = total + loss * batch.size, samples + batch.size
-        return mean_over_processes(total / max(samples, 1)), samples * world
+            begun.loss += loss * batch.of / world
+            begun.samples += batch.of / world
+            begun.step += 1
+            # Where there are more processes they have to stop at the same moment, which is the end of the epoch.
+            if world == 1 and not math.isfinite(loss):
+                break
+            if self.checkpoints and begun.step % CLOCK_STEPS == 0 and self._due():
+                self._save()
+        whole = self._begun_by_all()
+        mean = whole.loss / max(whole.samples, 1)
+        if not math.isfinite(mean):
+            raise Diverged(f"the training loss of epoch {epoch} became {mean}")
+        return mean, round(whole.samples)
+
+    def _begun_by_all(self) -> _Begun:
+        """`begun` with the sums over the rows of all processes."""
+        loss, samples = summed(torch.tensor([self.begun.loss, self.begun.samples], dtype=torch.float64)).tolist()
+        return replace(self.begun, loss=loss, samples=samples, seconds=time.perf_counter() - self.started)
+
+    def _due(self) -> bool:
+        # The clocks of machines differ, but all processes have to save at the same step.
+        return most(int(time.monotonic() - self.saved >= self.save_seconds)) > 0
 
     def _step(self, batch: Batch) -> float:
-        """One update of all weights; the loss before it, a mean over this process's rows."""
+        """One update of all weights; the loss before it, whose mean over the processes is that of the batch."""
         if self.gates:
             self.gates.before_step()
-        loss = self._loss(batch)
+        loss = self._loss(batch, self.model)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers.coalesce()
-        if self.average:
-            self.average.before_step()
         self.optimizers.step()
         if self.average:
             self.average.after_step()
         if self.gates:
-            self.gates.after_step(batch, self._loss)
+            self.gates.after_step(batch, lambda rows: self._loss(rows, unwrapped(self.model)))
         self.optimizers.zero_grad()
         return loss.item()
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, model: nn.Module) -> Tensor:
         with self.precision:
-            output_B = self.model(batch)
-        return _loss(self.task, output_B.float(), batch.label)
+            output_B = model(batch)
+        measure = functional.binary_cross_entropy_with_logits if self.task == "ctr" else functional.mse_loss
+        # Processes may have unequal parts of a batch, but gradients are averaged over processes.
+        return measure(output_B.float(), batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
 
 
-def _loss(task: Task, output_B: Tensor, label_B: Tensor) -> Tensor:
-    if task == "ctr":
-        return functional.binary_cross_entropy_with_logits(output_B, label_B)
-    return functional.mse_loss(output_B, label_B)
+def _weight_of(name: str) -> str | None:
+    """The weight that a tensor of a state belongs to, by its name: `best/<weight>`, `optimizer/<key>/<weight>`."""
+    kind, _, rest = name.partition("/")
+    if kind in ("optimizer", "average"):
+        rest = rest.partition("/")[2]
+    return rest if rest and kind != "gates" else None
 
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
@@ -287,7 +378,7 @@ def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextMana
     auto: bf16 pays only where the CPU multiplies it (AVX-512 BF16 or AMX) and the products outweigh the casts. The
     choice follows the machine and the model's shapes, never a stopwatch, so that a training repeats itself.
     """
-    macs = sum(weight.numel() for weight in _inner(model).dense_parameters() if weight.dim() == 2)
+    macs = sum(weight.numel() for weight in unwrapped(model).dense_parameters() if weight.dim() == 2)
     pays = (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and macs >= BF16_MACS
     if settings.precision == "bf16" or (settings.precision == "auto" and pays):
         return torch.autocast("cpu", dtype=torch.bfloat16)
@@ -295,8 +386,9 @@ def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextMana
 
 
 def _table_names(model: nn.Module) -> set[str]:
-    tables = {id(table) for table in _inner(model).table_parameters()}
-    return {name for name, parameter in model.named_parameters() if id(parameter) in tables}
+    inner = unwrapped(model)
+    tables = {id(table) for table in inner.table_parameters()}
+    return {name for name, parameter in inner.named_parameters() if id(parameter) in tables}
 
 
 def _penalty_shares(model: nn.Module, train: Table, power: float) -> dict[str, Tensor]:
@@ -304,13 +396,8 @@ def _penalty_shares(model: nn.Module, train: Table, power: float) -> dict[str, T
 
     With power 1 a row is penalised in proportion to its visits, as by plain SGD; with 0 all rows are, at every step.
     """
-    visits = {spec.name: train.visits(spec.features, spec.rows) for spec in _inner(model).tables.specs}
-    shares = {table: (count / train.rows).pow(power) for table, count in visits.items()}
+    visits = {spec.name: summed(train.visits(spec.features, spec.rows)) for spec in unwrapped(model).tables.specs}
+    shares = {table: (count / train.total).pow(power) for table, count in visits.items()}
     # ...embedding_bags.<table>.weight
-    names = {name: name.rsplit(".", 2)[-2] for name, _ in model.named_parameters() if "." in name}
+    names = {name: name.rsplit(".", 2)[-2] for name, _ in unwrapped(model).named_parameters() if "." in name}
     return {name: shares[table] for name, table in names.items() if table in shares}
-
-
-def _inner(model: nn.Module) -> Any:
-    """The built model (`build.Model`) inside a sharded one."""
-    return getattr(model, "module", model)

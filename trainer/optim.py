@@ -4,23 +4,23 @@ The L2 penalties are penalties of the loss (coupled: `gradient += l2 * weight` b
 hand-made models, not AdamW's decay. Biases and other one-dimensional weights outside tables are not penalised.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
+from trainer.cpu import zeros
+from trainer.modules.tables import Leaf, leaves
 from trainer.settings import TrainSettings
 
 LAZY_ROWS_PER_BATCH_ROW = 25
-"""`table_optimizer: auto` is lazy for a table with more rows than this times the batch size.
+"""`table_optimizer: auto` is lazy for tables looked up together that have more rows than this times the batch size.
 
 Dense Adam is what published results were made with, so it is kept for as long as it is nearly free. On one core (dim
-16, batch 4,096; backward and step) a lazy table costs 2.3 ms at any size, a dense one 1.9 ms at 10,000 rows, 3.1 at
+16, batch 4,096; backward and step) one lazy table costs 2.3 ms at any size, a dense one 1.9 ms at 10,000 rows, 3.1 at
 50,000, 6.3 at 100,000, 59 at 1,000,000.
 """
-
-Named = dict[str, nn.Parameter]
 
 
 class LazyAdam(torch.optim.Optimizer):
@@ -37,79 +37,76 @@ class LazyAdam(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[Tensor],
         lr: float,
         l2: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        shares: Mapping[nn.Parameter, Tensor] | None = None,
+        shares: Mapping[Tensor, Tensor] | None = None,
+        average: float = 0.0,
     ) -> None:
-        """`shares`: table -> (rows,) factor of each row's penalty (`Optimizers`); 1 where there is none."""
+        """Make the state, all zeros.
+
+        Args:
+            params: tables, (rows, dim).
+            lr: learning rate.
+            l2: factor of the penalty's gradient.
+            betas: decays of the two moments.
+            shares: table -> (rows,) factor of each row's penalty (`Optimizers`); 1 where there is none.
+            average: decay of the rows' running mean (`average.RunningAverage`), which is kept here, for it too changes
+                only with the rows that are touched; 0: there is none.
+        """
         super().__init__(params, {"lr": lr, "l2": l2, "betas": betas})
         self._shares = shares or {}
+        self._average = average
+        for table in self._tables():
+            # Side by side, for rows of large tables cost by the places in memory that they are fetched from.
+            values = zeros(table.shape[0], 3 if average else 2, table.shape[1])
+            touched = zeros(table.shape[0], dtype=torch.int32)
+            self.state[table] = {"step": torch.zeros(()), "values": values, "touched": touched}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the rows of each gradient; gradients must be coalesced sparse tensors."""
         for group in self.param_groups:
-            tables = [_TouchedRows(table, self._state(table)) for table in group["params"] if table.grad is not None]
-            beta1, beta2 = group["betas"]
-            for touched in tables:
-                touched.add_penalty(group["l2"], self._shares.get(touched.table))
-            adam(
-                [touched.weight for touched in tables],
-                [touched.gradient for touched in tables],
-                [touched.exp_avg for touched in tables],
-                [touched.exp_avg_sq for touched in tables],
-                [],
-                [touched.state["step"] for touched in tables],
-                foreach=False,
-                fused=True,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=0.0,
-                eps=1e-8,
-                maximize=False,
-            )
-            for touched in tables:
-                touched.write_back()
+            for table in group["params"]:
+                if table.grad is not None:
+                    self._update(table, table.grad._indices()[0], table.grad._values(), group)
 
-    def _state(self, table: nn.Parameter) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[table]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(table)
-            state["exp_avg_sq"] = torch.zeros_like(table)
-            state["touched"] = torch.zeros(table.shape[0], dtype=torch.int32)
-        return state
+    @torch.no_grad()
+    def averaged(self, table: Tensor) -> Tensor:
+        """The sum of the running mean with every row's latest weights counted in, (rows, dim)."""
+        state = self.state[table]
+        missed_R = state["step"] + 1 - state["touched"].clamp(min=1)
+        return torch.lerp(table, state["values"][:, 2], self._kept(missed_R))
 
+    def _update(self, table: Tensor, row_U: Tensor, gradient_UD: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[table], group["betas"]
+        state["step"] += 1
+        step = int(state["step"])
+        weight_UD, value_UKD = table.index_select(0, row_U), state["values"].index_select(0, row_U)
+        touched_U = state["touched"].index_select(0, row_U)
+        state["touched"].index_fill_(0, row_U, step)
+        if self._average:
+            value_UKD[:, 2] = torch.lerp(weight_UD, value_UKD[:, 2], self._kept(step - touched_U.clamp(min=1)))
+        if group["l2"]:
+            times_U = (step - touched_U).float()
+            if table in self._shares:
+                times_U *= self._shares[table].index_select(0, row_U)
+            gradient_UD = gradient_UD.addcmul(weight_UD, times_U[:, None], value=group["l2"])
+        mean_UD, square_UD = value_UKD[:, 0], value_UKD[:, 1]
+        mean_UD.lerp_(gradient_UD, 1 - beta1)
+        square_UD.mul_(beta2).addcmul_(gradient_UD, gradient_UD, value=1 - beta2)
+        scale_UD = square_UD.sqrt().mul_((1 - beta2**step) ** -0.5).add_(1e-8)
+        weight_UD.addcdiv_(mean_UD, scale_UD, value=-group["lr"] / (1 - beta1**step))
+        table.index_copy_(0, row_U, weight_UD)
+        state["values"].index_copy_(0, row_U, value_UKD)
 
-class _TouchedRows:
-    """Copies of the rows a gradient touches, so that one fused kernel updates the rows of all tables."""
+    def _kept(self, missed_U: Tensor) -> Tensor:
+        """How much is left of an average after a row rested for so many steps, (rows, 1)."""
+        return torch.pow(self._average, missed_U.float())[:, None]
 
-    def __init__(self, table: nn.Parameter, state: dict[str, Tensor]) -> None:
-        assert table.grad is not None
-        self.table, self.state = table, state
-        self.rows, self.gradient = table.grad._indices()[0], table.grad._values()
-        self.weight = table.index_select(0, self.rows)
-        self.exp_avg = state["exp_avg"].index_select(0, self.rows)
-        self.exp_avg_sq = state["exp_avg_sq"].index_select(0, self.rows)
-
-    def add_penalty(self, l2: float, share: Tensor | None) -> None:
-        """Must come before the step counter moves: this step is `step + 1`."""
-        if l2:
-            now = int(self.state["step"]) + 1
-            times = (now - self.state["touched"].index_select(0, self.rows)).float()
-            if share is not None:
-                times *= share.index_select(0, self.rows)
-            self.gradient = self.gradient.addcmul(self.weight, times[:, None], value=l2)
-            self.state["touched"].index_fill_(0, self.rows, now)
-
-    def write_back(self) -> None:
-        self.table.index_copy_(0, self.rows, self.weight)
-        self.state["exp_avg"].index_copy_(0, self.rows, self.exp_avg)
-        self.state["exp_avg_sq"].index_copy_(0, self.rows, self.exp_avg_sq)
+    def _tables(self) -> Iterable[Tensor]:
+        return (table for group in self.param_groups for table in group["params"])
 
 
 class Optimizers:
@@ -131,23 +128,27 @@ class Optimizers:
             shares: table's name -> (rows,) factor of each row's `table_l2`; rows of other tables have factor 1.
             without: names of parameters that something else trains.
         """
-        self.named: Named = {name: weight for name, weight in model.named_parameters() if name not in without}
+        self.leaves = [leaf for leaf in leaves(model) if not any(name in without for name in leaf.parts)]
+        self.lazy = [leaf for leaf in self.leaves if _make_lazy(leaf, settings)]
         self._l2 = settings.table_l2
-        self._shares = dict(shares or {})
-        self.lazy = _lazy_tables(model, tables, settings)
+        self._shares = _leaf_shares(self.leaves, shares or {})
+        encoders = [leaf for leaf in self.leaves if tables & leaf.parts.keys()]
+        others = [leaf for leaf in self.leaves if leaf not in encoders]
+        dense = [leaf for leaf in encoders if leaf not in self.lazy]
         table_rate = settings.table_learning_rate or settings.learning_rate
         groups = [
-            _group(self._pick(tables - self.lazy - self._shares.keys()), table_rate, settings.table_l2),
-            _group(self._pick(self._shares.keys() - self.lazy), table_rate, 0.0),
-            _group(self._pick(self._matrices(tables)), settings.learning_rate, settings.weight_decay),
-            _group(self._pick(self.named.keys() - tables - self._matrices(tables)), settings.learning_rate, 0.0),
+            _group([leaf for leaf in dense if leaf.weight not in self._shares], table_rate, settings.table_l2),
+            _group([leaf for leaf in dense if leaf.weight in self._shares], table_rate, 0.0),
+            _group([leaf for leaf in others if leaf.weight.dim() > 1], settings.learning_rate, settings.weight_decay),
+            _group([leaf for leaf in others if leaf.weight.dim() < 2], settings.learning_rate, 0.0),
         ]
         self._all: list[torch.optim.Optimizer] = []
         if any(group["params"] for group in groups):
             self._all.append(torch.optim.Adam([group for group in groups if group["params"]], fused=True))
         if self.lazy:
-            by_table = {self.named[name]: share for name, share in self._shares.items()}
-            self._all.append(LazyAdam(self._pick(self.lazy), table_rate, settings.table_l2, shares=by_table))
+            weights = [leaf.weight for leaf in self.lazy]
+            self._lazy = LazyAdam(weights, table_rate, settings.table_l2, shares=self._shares, average=settings.average)
+            self._all.append(self._lazy)
 
     def zero_grad(self) -> None:
         for optimizer in self._all:
@@ -155,65 +156,77 @@ class Optimizers:
 
     def coalesce(self) -> None:
         """Sum the sparse gradients by row; once after `backward`, before anything reads them."""
-        for name in self.lazy:
-            table = self.named[name]
-            if table.grad is not None:
-                table.grad = table.grad.coalesce()
+        for leaf in self.lazy:
+            if leaf.weight.grad is None:
+                continue
+            if leaf.pool is not None and leaf.pool.once:  # autograd has lost the mark that the look-up set
+                leaf.weight.grad._coalesced_(True)
+            leaf.weight.grad = leaf.weight.grad.coalesce()
 
     @torch.no_grad()
     def step(self) -> None:
-        for name in self._shares.keys() - self.lazy:
-            table = self.named[name]
-            if table.grad is not None:
-                table.grad.addcmul_(table, self._shares[name][:, None], value=self._l2)
+        for weight, share in self._shares.items():
+            if weight.grad is not None and not weight.grad.is_sparse:
+                weight.grad.addcmul_(weight, share[:, None], value=self._l2)
         for optimizer in self._all:
             optimizer.step()
 
+    def averaged(self, leaf: Leaf) -> Tensor:
+        """The sum of a lazily trained leaf's running mean, (rows, dim) (`RunningAverage`)."""
+        return self._lazy.averaged(leaf.weight)
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> state tensors (not copies)."""
-        return {
-            name: dict(optimizer.state[parameter])
-            for optimizer, name, parameter in self._parameters()
-            if parameter in optimizer.state
-        }
+        states: dict[str, dict[str, Tensor]] = {}
+        for leaf in self.leaves:
+            for key, value in self._state(leaf).items():
+                for name, part in leaf.split(value).items():
+                    states.setdefault(name, {})[key] = part
+        return states
 
     def load_state(self, saved: dict[str, dict[str, Tensor]]) -> None:
-        for optimizer, name, parameter in self._parameters():
-            if name in saved:
-                optimizer.state[parameter] = {key: value.clone() for key, value in saved[name].items()}
+        for leaf in self.leaves:
+            if all(name in saved for name in leaf.parts):
+                keys = saved[next(iter(leaf.parts))].keys()
+                state = {key: leaf.joined({name: saved[name][key] for name in leaf.parts}) for key in keys}
+                self._optimizer(leaf).state[leaf.weight] = state
 
-    def _matrices(self, tables: set[str]) -> set[str]:
-        return {name for name, parameter in self.named.items() if parameter.dim() > 1} - tables
+    def _state(self, leaf: Leaf) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = self._optimizer(leaf).state.get(leaf.weight, {})
+        return state
 
-    def _pick(self, names: Iterable[str]) -> list[nn.Parameter]:
-        chosen = set(names)
-        return [parameter for name, parameter in self.named.items() if name in chosen]
-
-    def _parameters(self) -> Iterator[tuple[torch.optim.Optimizer, str, nn.Parameter]]:
-        names = {id(parameter): name for name, parameter in self.named.items()}
-        for optimizer in self._all:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    yield optimizer, names[id(parameter)], parameter
+    def _optimizer(self, leaf: Leaf) -> torch.optim.Optimizer:
+        return self._all[-1] if leaf in self.lazy else self._all[0]
 
 
-def _group(parameters: list[nn.Parameter], rate: float, l2: float) -> dict[str, object]:
-    return {"params": parameters, "lr": rate, "weight_decay": l2}
+def _group(group: list[Leaf], rate: float, l2: float) -> dict[str, Any]:
+    return {"params": [leaf.weight for leaf in group], "lr": rate, "weight_decay": l2}
 
 
-def _lazy_tables(model: nn.Module, tables: set[str], settings: TrainSettings) -> set[str]:
-    """Switch the tables to be trained lazily to sparse gradients, and name them.
+def _make_lazy(leaf: Leaf, settings: TrainSettings) -> bool:
+    """Whether a leaf is trained lazily; its gradients are sparse then.
 
-    Only weights that are looked up by id can have sparse gradients; other encoder weights (a numeric field's vector)
-    stay dense, and so do tables that have been sharded.
+    Only pools of tables can be. Other encoder weights (a numeric field's vector) stay dense, and so do tables that have
+    been sharded.
     """
-    if settings.table_optimizer == "adam":
-        return set()
+    if leaf.pool is None:
+        return False
+    leaf.pool.sparse = leaf.pool.sharded or lazily(leaf.weight.shape[0], settings)
+    return leaf.pool.sparse
+
+
+def lazily(rows: int, settings: TrainSettings) -> bool:
+    """Whether tables of so many rows together are trained by `LazyAdam`."""
     least = 0 if settings.table_optimizer == "lazy_adam" else LAZY_ROWS_PER_BATCH_ROW * settings.batch_size
-    lazy = set()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.EmbeddingBag | nn.Embedding):
-            weight = f"{name}.weight"
-            module.sparse = weight in tables and module.num_embeddings > least
-            lazy |= {weight} if module.sparse else set()
-    return lazy
+    return settings.table_optimizer != "adam" and rows > least
+
+
+def _leaf_shares(every: Iterable[Leaf], shares: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    """Weight -> (rows,) factor of each row's penalty, for the leaves that have any."""
+    return {
+        leaf.weight: leaf.joined(
+            {name: shares.get(name, torch.ones_like(leaf.weight[rows, 0])) for name, rows in leaf.parts.items()}
+        )
+        for leaf in every
+        if shares.keys() & leaf.parts.keys()
+    }

@@ -115,7 +115,12 @@ def run_studies(
         for study in studies:
             study.beat()
 
-    run_jobs(next_job, workers, on_message, beat=beat, alone=not any(study.shared for study in studies))
+    def look_ahead() -> None:
+        for study in studies:
+            study.look_ahead()
+
+    alone = not any(study.shared for study in studies)
+    run_jobs(next_job, workers, on_message, beat=beat, meanwhile=look_ahead, alone=alone)
 
 
 def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:

@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Precision = Literal["auto", "fp32", "bf16"]
 TableOptimizer = Literal["auto", "adam", "lazy_adam"]
 
+SAVE_SECONDS = 600.0
+"""A training saves its state after every epoch, and in an epoch as soon as so much time has passed since."""
+
 
 class TrainSettings(BaseModel):
     """How one candidate is trained. Every value may be tuned beside the architecture (see `TuneSettings`)."""

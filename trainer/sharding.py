@@ -1,126 +1,164 @@
 """One model on several processes: TorchRec's `DistributedModelParallel` over gloo, and what `fit` needs around it.
 
-Each table of an `EmbeddingBagCollection` lives whole on one process, the rest of the model on all of them. Tables keep
-TorchRec's dense compute kernel, so that Adam and its L2 penalty work as in one process (FBGEMM's fused optimizers on
-CPU know neither). The planner refuses that kernel for placed tables, though the sharded module runs it; so the plan is
-made here.
+Tables that are trained densely (`optim.lazily`) live on every process, their gradients averaged. The others live whole
+on one process each, where TorchRec's planner puts them, and are trained as in one process: FBGEMM's fused optimizers on
+CPU know neither Adam nor its penalty, and its dense kernel pays for every row at every step, so the kernel's look-up is
+replaced by that of a `Pool`, whose gradient is sparse.
 
-Tables that sequences read (`EmbeddingCollection`) stay on every process, their gradients averaged: in FBGEMM 1.8 the
-dense kernel on CPU takes "no pooling" for "sum", without a word, and then writes where it should not.
+Tables that sequences read (`EmbeddingCollection`) stay on every process too: in FBGEMM 1.8 the dense kernel on CPU
+takes "no pooling" for "sum", without a word, and then writes where it should not.
 
 Dropout is drawn by each process and batch norm uses each process's rows; without them, losses are those of one process.
 """
 
+import itertools
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
+from trainer.data import Batch
+from trainer.modules.tables import Ids, Pool, Tables
+from trainer.optim import lazily
+from trainer.pieces import Piece
+from trainer.settings import TrainSettings
 
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of processes: (0, 1) outside torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
+def shard(model: nn.Module, settings: TrainSettings, *, partly: bool = False) -> nn.Module:
+    """Spread a built model over the processes of the default group; each must pass the same model.
 
-def shard(model: nn.Module) -> nn.Module:
-    """Spread a model over the processes of the default group; each must pass the same model.
+    Args:
+        model: as `build.build` makes it; its tables may be empty.
+        settings: of the training that follows.
+        partly: not every parameter has a part in every step (supernets).
 
     Returns:
         The model as `DistributedModelParallel`, with the same weights under the same names. Its loss must be the mean
         over this process's rows: gradients are averaged over the processes.
     """
     from torchrec.distributed import DistributedModelParallel
-    from torchrec.distributed.types import ShardingPlan
+    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+    from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    sharder = _bag_sharder()
-    bags = {name: module for name, module in model.named_modules() if isinstance(module, sharder.module_type)}
-    loads = [0] * rank_and_world()[1]
-    plan = ShardingPlan({name: _place(module, sharder, loads) for name, module in bags.items()})
-    sharded: nn.Module = DistributedModelParallel(model, device=torch.device("cpu"), plan=plan, sharders=[sharder])
-    for name, value in local_weights(sharded).items():
-        value.copy_(weights[name])  # the sharded collection has drawn fresh ones
+    weights = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
+    tables = next(module for module in model.modules() if isinstance(module, Tables))
+    tables.release()
+    sharder = EmbeddingBagCollectionSharder()
+    sharded: nn.Module = DistributedModelParallel(
+        model,
+        device=torch.device("cpu"),
+        plan=_plan(model, tables, sharder, settings),
+        sharders=[sharder],
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=not partly, find_unused_parameters=partly),
+    )
+    specs = {f"tables.{spec.parameter}": spec for spec in tables.specs}
+    for name, value in local_weights(sharded).items():  # TorchRec has drawn some of its own
+        if name in weights:
+            value.copy_(weights[name])
+        else:
+            tables.draw(specs[name], value)
+    if tables.bags is not None:
+        tables.pools = [pool for kernel in _kernels(tables.bags) for pool in _take_over(kernel, tables)]
     return sharded
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The built model (`build.Model`) inside a sharded one."""
+    return getattr(model, "module", model)
+
+
+def ahead(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; of a sharded model the ids of each travel while the batch before it is trained on."""
+    if model is unwrapped(model):
+        yield from batches
+        return
+    tables: Tables = unwrapped(model).tables
+    for batch, following in itertools.pairwise(itertools.chain(batches, [None])):
+        assert batch is not None
+        if following is not None:
+            tables.send(following)
+        yield batch
 
 
 def local_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights and buffers that live on this process, by their names in the whole model (not copies)."""
-    local = {}
+    return {name: held[0].tensor for name, held in pieces(model).items()}
+
+
+def pieces(model: nn.Module) -> dict[str, list[Piece]]:
+    """The same as pieces of the whole, which other processes may hold too. Names that this one has no part of lack."""
+    held = {}
     for name, value in model.state_dict().items():
-        shards = value.local_shards() if isinstance(value, ShardedTensor) else []
-        if shards:
-            local[name] = shards[0].tensor.detach()
-        elif not isinstance(value, ShardedTensor):
-            local[name] = value
-    return local
+        if not isinstance(value, ShardedTensor):
+            held[name] = [Piece.whole(value)]
+        elif shards := value.local_shards():
+            shape = tuple(value.size())
+            held[name] = [Piece(s.tensor.detach(), shape, tuple(s.metadata.shard_offsets)) for s in shards]
+    return held
 
 
-def gather(state: dict[str, Any]) -> dict[str, Any] | None:
-    """Merge the processes' states (nested dicts) on rank 0; None elsewhere. One process: the state itself."""
-    rank, world = rank_and_world()
-    if world == 1:
-        return state
-    parts: list[Any] = [None] * world
-    dist.gather_object(state, parts if rank == 0 else None)
-    return _merge(parts) if rank == 0 else None
+def _plan(model: nn.Module, tables: Tables, sharder: Any, settings: TrainSettings) -> Any:
+    """Where each table of the bags goes: TorchRec's planner decides for those that are not on every process."""
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+    from torchrec.distributed.planner.types import Topology
+    from torchrec.distributed.types import ShardingPlan
+
+    if tables.bags is None:
+        return ShardingPlan({})
+    everywhere = ParameterConstraints(sharding_types=["data_parallel"], compute_kernels=["dense"])
+    somewhere = ParameterConstraints(sharding_types=["table_wise"], compute_kernels=["fused"])
+    constraints = {
+        spec.name: somewhere if lazily(sum(one.rows for one in group), settings) else everywhere
+        for group in tables.groups()
+        for spec in group
+    }
+    world = dist.get_world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    memory = psutil.virtual_memory().total // here
+    topology = Topology(world, "cpu", ddr_cap=memory, local_world_size=here)
+    rows = -(-settings.batch_size // world)
+    planner = EmbeddingShardingPlanner(topology=topology, batch_size=rows, constraints=constraints)
+    plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)
+    for tables_plan in plan.plan.values():
+        for placed in tables_plan.values():
+            placed.compute_kernel = "dense"
+    return plan
 
 
-def gather_rows(mine: Tensor) -> Tensor:
-    """On every process: the rows of all, where process r holds the rows r, r + world, ... in `mine` (n,)."""
-    _, world = rank_and_world()
-    if world == 1:
-        return mine
-    parts = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(parts, mine)
-    return torch.stack(parts, 1).flatten()
+def _kernels(collection: Any) -> list[Any]:
+    """The kernels of a sharded collection that hold this process's own tables."""
+    from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+
+    lookups = [one for one in collection._lookups if isinstance(one, GroupedPooledEmbeddingsLookup)]
+    return [kernel for lookup in lookups for kernel in lookup._emb_modules]
 
 
-def mean_over_processes(value: float) -> float:
-    """The mean of a number over the processes, the same everywhere."""
-    _, world = rank_and_world()
-    if world == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(total)
-    return float(total) / world
+def _take_over(kernel: Any, tables: Tables) -> list[Pool]:
+    """Have the tables of a dense kernel looked up, and their gradients computed, by pools."""
+    by_name = {spec.name: spec for spec in tables.specs}
+    specs = [by_name[table.name] for table in kernel.config.embedding_tables]
+    first, pools = 0, []
+    for dim, group in itertools.groupby(specs, key=lambda spec: spec.dim):
+        held = list(group)
+        last = first + dim * sum(spec.rows for spec in held)
+        weight = kernel.emb_module.weights.detach()[first:last].view(-1, dim)
+        pools.append(Pool(held, weight, sharded=True))
+        first = last
 
+    def look_up(indices: Tensor, offsets: Tensor, *_: object, **__: object) -> Tensor:
+        """What FBGEMM's kernel gives, for bags of one id each: (table * batch,) ids -> (batch, sum of dims)."""
+        id_FB = indices.view(len(specs), -1)
+        parts, begin = [], 0
+        for pool in pools:
+            id_BF = id_FB[begin : begin + len(pool.specs)].t()
+            parts.append(pool.look_up(Ids(id_BF + pool.first_F)).flatten(1))
+            begin += len(pool.specs)
+        return torch.cat(parts, dim=1)
 
-def _merge(parts: list[Any]) -> Any:
-    """Union of nested dicts; where several processes hold the same entry, it is the same value."""
-    if not isinstance(parts[0], dict):
-        return parts[0]
-    merged: dict[str, list[Any]] = {}
-    for part in parts:
-        for key, value in part.items():
-            merged.setdefault(key, []).append(value)
-    return {key: _merge(values) for key, values in merged.items()}
-
-
-def _place(collection: nn.Module, sharder: Any, loads: list[int]) -> Any:
-    """Give each table, largest first, to the process with the least to hold; `loads` counts the weights placed."""
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, table_wise
-
-    tables = sharder.shardable_parameters(collection)
-    generators = {}
-    for name in sorted(tables, key=lambda name: (-tables[name].numel(), name)):
-        rank = loads.index(min(loads))
-        loads[rank] += tables[name].numel()
-        generators[name] = table_wise(rank=rank, compute_kernel="dense")
-    in_order = {name: generators[name] for name in tables}
-    world = len(loads)
-    return construct_module_sharding_plan(
-        collection, in_order, sharder=sharder, local_size=world, world_size=world, device_type="cpu"
-    )
-
-
-def _bag_sharder() -> Any:
-    """TorchRec's sharder, with the dense kernel allowed for placed tables."""
-    from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
-
-    class DenseSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-        def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-            return ["dense"]
-
-    return DenseSharder()
+    kernel.emb_module.forward = look_up
+    return pools

@@ -90,6 +90,8 @@ class Study:
             self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
+        self._ahead: Proposal | None = None
+        """The last proposal made, perhaps of a trial that is still to be recorded."""
         self._mine: set[int] = set()
         """Trials in our hands."""
 
@@ -112,13 +114,32 @@ class Study:
             if self._store.stale(trial):
                 return self._taken(trial.number)
         while (number := len(self._all())) < self.trials:
-            if any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)]):
+            if self._waits(number):
                 return WAIT
-            proposal = propose(self._space, self._sampler, self._seed, number, self._past(number))
+            proposal = self._propose(number)
             self._record(proposal)
             if proposal.duplicate_of is None:
                 return self._taken(number)
         return WAIT if others else None
+
+    def look_ahead(self) -> None:
+        """Propose the next trial before a worker is free for it, if all is known that it depends on.
+
+        The trial is the same, whenever it is proposed. Not where others write to the study: they may be first.
+        """
+        if self._store.shared:
+            return
+        number = len(self._all())
+        if number < self.trials and not self._waits(number):
+            self._propose(number)
+
+    def _waits(self, number: int) -> bool:
+        return any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)])
+
+    def _propose(self, number: int) -> Proposal:
+        if self._ahead is None or self._ahead.number != number:
+            self._ahead = propose(self._space, self._sampler, self._seed, number, self._past(number))
+        return self._ahead
 
     def beat(self) -> None:
         """Say that the trials in our hands are at work."""

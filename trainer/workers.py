@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.candidate import Candidate
 from trainer.errors import UserError, disk_errors
 from trainer.schema import DatasetSchema
+from trainer.settings import SAVE_SECONDS
 
 if TYPE_CHECKING:
     from trainer.data import Table
@@ -51,6 +52,7 @@ class Job:
     checkpoints: Path
     weights: Path | None = None
     thresholds: tuple[float, ...] = ()
+    save_seconds: float = SAVE_SECONDS
 
 
 @dataclass(frozen=True)
@@ -103,13 +105,15 @@ def run_jobs(
     on_message: Callable[[Message], None],
     *,
     beat: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], None] = lambda: None,
     alone: bool = True,
 ) -> None:
     """Train jobs until `next_job` returns None and all are done.
 
     `next_job` is asked whenever a worker is free; "wait" means: ask again after the next outcome. `on_message` sees
     every epoch and every outcome, in this process, so it may write to a study or a tracker without locks. `beat` is
-    called every few seconds. Unless `alone`, outcomes may also come about elsewhere, and are waited for.
+    called every few seconds, and `meanwhile`, for what can be done ahead, while all workers are busy. Unless `alone`,
+    outcomes may also come about elsewhere, and are waited for.
     """
     pool = [_Worker(workers) for _ in range(workers)]
     try:
@@ -129,6 +133,8 @@ def run_jobs(
                     raise RuntimeError("every worker is free, yet the next job waits for one")
                 time.sleep(POLL_SECONDS)
                 continue
+            if len(busy) == len(pool):
+                meanwhile()
             ready = wait([worker.receiver for worker in busy], timeout=BEAT_SECONDS)
             beat()
             for worker in busy:
@@ -195,18 +201,37 @@ class _Worker:
         return [Outcome(key, None, error=f"the worker process died {ATTEMPTS} times ({reason})")]
 
     def _spawn(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context()
         child_receiver, self.sender = context.Pipe(duplex=False)
         self.receiver, child_sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work, args=(child_receiver, child_sender, os.getpid(), self.threads))
+        self.process = context.Process(target=_work, args=(child_receiver, child_sender, self.threads))
         self.process.start()
         child_receiver.close()
         child_sender.close()
 
 
-def _work(receiver: Connection, sender: Connection, parent: int, threads: int) -> None:
-    """The worker process: train each job that comes, until the parent is gone."""
-    die_with_parent(parent)
+@cache
+def _context() -> Any:
+    """How workers start: as forks of a process of their own, which has imported what trains and done nothing else.
+
+    A worker then starts at once and shares that memory; importing TorchRec takes seconds and 250 MB in each process.
+    Only on Linux: elsewhere system libraries do not bear a fork.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # looking for GPUs otherwise spoils them for forks
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["trainer.ancestor"])
+    return context
+
+
+def _work(receiver: Connection, sender: Connection, threads: int) -> None:
+    """The worker process: train each job that comes, until the run that started it is gone."""
+    # On Linux its parent is the process that it was forked from, which dies with the run.
+    die_with_parent(os.getppid())
+    run = multiprocessing.parent_process()
+    if run is None or not run.is_alive():  # it died before the line above
+        return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     import torch
 
@@ -229,11 +254,13 @@ def _work(receiver: Connection, sender: Connection, parent: int, threads: int) -
 
 @cache
 def _tables(dataset: Path) -> "tuple[DatasetSchema, Table, Table]":
-    """The dataset's schema, training and validation rows, read once per process."""
+    """The dataset's schema, and this process's share of the training and validation rows, read once."""
     from trainer.data import load
+    from trainer.processes import rank_and_world
 
     schema = DatasetSchema.load(dataset)
-    return schema, load(dataset, "train", schema), load(dataset, "valid", schema)
+    process = rank_and_world()
+    return schema, load(dataset, "train", schema, process), load(dataset, "valid", schema, process)
 
 
 def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
@@ -242,7 +269,8 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     from trainer.build import build
     from trainer.checkpoint import save_weights
     from trainer.fit import Diverged, EpochRecord, fit
-    from trainer.sharding import rank_and_world, shard
+    from trainer.processes import rank_and_world
+    from trainer.sharding import shard
 
     schema, train, valid = _tables(job.dataset)
     candidate = Candidate.from_dict(job.candidate)
@@ -259,8 +287,15 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     try:
         found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
         architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
-        built = build(architecture, label_mean=schema.label_mean, table_init=settings.table_init, seed=job.seed)
-        model = shard(built) if rank_and_world()[1] > 1 else built
+        several = rank_and_world()[1] > 1
+        built = build(
+            architecture,
+            label_mean=schema.label_mean,
+            table_init=settings.table_init,
+            seed=job.seed,
+            empty_tables=several,
+        )
+        model = shard(built, settings) if several else built
         result = fit(
             model,
             train,
@@ -269,6 +304,7 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
             task=schema.task,
             seed=job.seed,
             checkpoints=job.checkpoints,
+            save_seconds=job.save_seconds,
             on_epoch=on_epoch,
         )
     except (Diverged, UserError) as error:
@@ -310,6 +346,7 @@ def _search(
         candidate.training,
         seed=job.seed,
         checkpoints=job.checkpoints / "supernet",
+        save_seconds=job.save_seconds,
         on_epoch=on_epoch,
     )
     return {**vars(found), "architecture": found.architecture.to_dict()}

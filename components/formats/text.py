@@ -8,12 +8,16 @@ import polars as pl
 import pyarrow as pa
 
 from components.rejects import LINE, TEXT, Rejects
-from components.source import BLOCK, read_blocks
+from components.source import BLOCK, ahead, read_blocks
 from trainer.errors import UserError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 1 << 26
 _LOOK = 1 << 16
+_SHARE = 1 << 14
+"""Rows that are cut into columns at a time: few enough to stay in a core's cache."""
+_BEYOND = "__beyond"
+"""What a row has after the columns it should have."""
 
 
 def read_lines(url: str, rejects: Rejects, encoding: str = "utf-8", size: int = BLOCK) -> Iterator[pl.DataFrame]:
@@ -23,7 +27,7 @@ def read_lines(url: str, rejects: Rejects, encoding: str = "utf-8", size: int = 
         UserError: the file cannot be read, or is no text file.
     """
     line = 1
-    for block in _whole_lines(url, size):
+    for block in ahead(_whole_lines(url, size)):
         frame, count = _frame(block, line, encoding, rejects)
         line += count
         yield frame.filter(pl.col(TEXT) != "")
@@ -31,11 +35,13 @@ def read_lines(url: str, rejects: Rejects, encoding: str = "utf-8", size: int = 
 
 def split_columns(frame: pl.DataFrame, separator: str, names: list[str], rejects: Rejects) -> pl.DataFrame:
     """Cut TEXT into columns of text; rows with another number of columns are rejected."""
-    found = frame[TEXT].str.count_matches(separator, literal=True) + 1
-    frame = reject_other_widths(frame, found, len(names), rejects)
-    # split_exact makes one column more than it is told cuts
-    columns = frame[TEXT].str.split_exact(separator, len(names) - 1).struct.rename_fields(names).struct.unnest()
-    return pl.concat([frame, columns], how="horizontal")
+    columns = _cut(frame.select(TEXT), separator, [*names, _BEYOND])
+    fits = columns[names[-1]].is_not_null() & columns[_BEYOND].is_null()
+    if not fits.all():
+        found = frame[TEXT].str.count_matches(separator, literal=True) + 1
+        frame = reject_other_widths(frame, found, len(names), rejects)
+        columns = columns.filter(fits)
+    return pl.concat([frame, columns.drop(_BEYOND)], how="horizontal")
 
 
 def split_quoted(frame: pl.DataFrame, separator: str, names: list[str], rejects: Rejects) -> pl.DataFrame:
@@ -106,6 +112,18 @@ def _whole_lines(url: str, size: int) -> Iterator[bytes]:
             rest = rest[end:]
     if rest:
         yield rest + b"\n"
+
+
+def _cut(text: pl.DataFrame, separator: str, names: list[str]) -> pl.DataFrame:
+    """The pieces of TEXT between separators, null after the last; what follows the last name is left out.
+
+    A share of the rows for every thread: cutting one column of text is work for one.
+    """
+    # split_exact makes one column more than it is told cuts
+    pieces = pl.col(TEXT).str.split_exact(separator, len(names) - 1).struct.rename_fields(names).alias(TEXT)
+    share = min(max(-(-text.height // pl.thread_pool_size()), 1), _SHARE)
+    shares = [text.lazy().slice(first, share).select(pieces) for first in range(0, max(text.height, 1), share)]
+    return pl.concat(pl.collect_all(shares), rechunk=False).unnest(TEXT)
 
 
 def _frame(block: bytes, line: int, encoding: str, rejects: Rejects) -> tuple[pl.DataFrame, int]:

@@ -12,11 +12,12 @@ from typing import Any
 import fsspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from components import histories
+from components import histories, shards, stage
 from components.dataset import DatasetSpec
 from components.encode import Encoder
 from components.ingest import ingest
@@ -115,6 +116,16 @@ def test_time_split_keeps_moments_together(run: Run, date: Callable[[int], objec
     assert x["valid"].max() < x["test"].min()  # type: ignore[operator]
     assert x["train"].max() == np.sort(order)[1599]
     assert done.schema.names("numeric") == ("x",)
+
+
+def test_parts_hold_the_rows_in_order(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "_FRAME_ROWS", 70)
+    monkeypatch.setattr(shards, "_PART_ROWS", 100)
+    fields = {"x": {"kind": "numeric", "transform": "none"}}
+    done = run(_csv([(k, k % 2) for k in range(1000)], "x,y"), time="x", split={"by": "time"}, fields=fields)
+    parts = [pl.read_parquet(path)["x"] for path in sorted((done.folder / "train").iterdir())]
+    assert [len(part) for part in parts] == [140] * 5 + [100]
+    assert pl.concat(parts).to_list() == list(range(800))
 
 
 def test_leave_last_out(run: Run) -> None:
@@ -423,7 +434,16 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         ingest(spec, tmp_path / "file" / "out", lambda done, total, stage: None)
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "user.parquet", "part-00000.parquet", "examples.parquet"])
+def test_a_disk_that_the_working_file_fills_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pa.ipc.RecordBatchFileWriter, "write_table", full)
+    with pytest.raises(NoSpaceError, match="no space left"):
+        run(_clicks())
+
+
+@pytest.mark.parametrize("name", ["user.parquet", "part-00000.parquet", "examples.parquet"])
 def test_a_full_disk_is_one_line(run: Run, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     write = pq.ParquetWriter.write_table
 

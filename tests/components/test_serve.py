@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
-from mlflow.pyfunc.scoring_server import _predict
+from mlflow.pyfunc.scoring_server import _predict, invocations
 
 from components import evaluate as step
 from components import serve, shipping
@@ -72,6 +72,13 @@ def test_csv_scores_as_in_the_evaluate_step(root: Path, raw: Any, expected: Any,
     np.testing.assert_allclose(served(root, rows, "csv"), expected, atol=TOLERANCE, rtol=0)
 
 
+def test_a_running_server_takes_csv(root: Path, raw: Any, expected: Any) -> None:
+    model = mlflow.pyfunc.load_model(str(root / "evaluate" / "model"))
+    answer = invocations(raw.to_csv(index=False), "text/csv", model, model.metadata.get_input_schema())
+    found = [row["prediction"] for row in json.loads(answer.response)["predictions"]]
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
 def test_one_row_at_a_time_scores_as_a_batch(root: Path, raw: Any, expected: Any) -> None:
     model = mlflow.pyfunc.load_model(str(root / "evaluate" / "model"))
     single = [model.predict(raw.iloc[[i]])["prediction"].iloc[0] for i in range(20)]
@@ -105,12 +112,41 @@ def test_numbers_and_gaps_become_the_tokens_of_the_source() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        pd.Series(["a", None, "03", ""]),
+        pd.Series(["a", None, pd.NA, float("nan")], dtype=object),
+        pd.Series([3, "3", 3.0, None], dtype=object),
+        pd.Series([1, -2, 3])[::-1],
+        pd.Series([2**63, 5], dtype="uint64"),
+        pd.Series([1, None], dtype="Int64"),
+        pd.Series([1.0, np.nan, -0.0, 3e9, -(2.0**63)]),
+        pd.Series([1.5, 2.0, np.nan]),
+        pd.Series([np.inf, 1.0, 2.0**63, 1e300]),
+        pd.Series([True, False]),
+        pd.Series(["a", "b", "a"]).astype("category"),
+        pd.Series([], dtype=float),
+    ],
+)
+def test_whole_columns_become_the_tokens_of_single_values(values: "pd.Series[Any]") -> None:
+    tokens = serve.raw_columns(values.to_frame("a"), {"a": "string"})["a"]
+    assert tokens.dtype == pl.String
+    assert tokens.to_list() == [serve._token(value) for value in values.tolist()]
+
+
 def test_model_folder_holds_no_pickle_and_pins_what_is_installed(root: Path) -> None:
     model = root / "evaluate" / "model"
     assert not [path for path in model.rglob("*") if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     pins = dict(line.split("==") for line in (model / "requirements.txt").read_text().splitlines())
     assert pins["mlflow"] == mlflow.__version__
     assert {"torch", "torchrec", "polars", "safetensors"} <= set(pins)
+
+
+def test_model_names_its_raw_columns_and_its_output(root: Path) -> None:
+    about = mlflow.models.get_model_info(str(root / "evaluate" / "model"))
+    assert about.metadata == {"inputs": {"user": "string", "item": "string", "age": "double"}}
+    assert about.signature.outputs.input_names() == ["prediction"]
 
 
 @pytest.mark.slow

@@ -6,14 +6,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-import fsspec
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from components.dataset import DatasetSpec
 from components.ingest import ingest
 from components.source import beside, list_files, read_blocks
+from tests.object_store import s3_files
 from trainer.errors import UserError
 
 ROWS = "a,y\n" + "".join(f"{k % 7},{k % 2}\n" for k in range(200))
@@ -21,19 +20,9 @@ ROWS = "a,y\n" + "".join(f"{k % 7},{k % 2}\n" for k in range(200))
 
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileSystem]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    files = fsspec.filesystem("s3")
-    files.makedirs("logs", exist_ok=True)
-    yield files
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    with s3_files(monkeypatch) as files:
+        files.makedirs("logs", exist_ok=True)
+        yield files
 
 
 def test_reads_from_s3(s3: s3fs.S3FileSystem, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from pipelines.spec import SearchPipeline
+from tests.object_store import object_store
 from tests.pipelines.test_real_steps import PIPELINE, ROOT, finish, results
 from tests.postgres import Postgres
 
@@ -70,13 +70,8 @@ def database() -> Iterator[str]:
 @pytest.fixture
 def store() -> Iterator[dict[str, str]]:
     """Environment of an empty object store."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "test"}
-    environment |= {"AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    yield environment
-    server.stop()
+    with object_store() as environment:
+        yield environment
 
 
 def named(name: str, **dataset: Any) -> dict[str, Any]:

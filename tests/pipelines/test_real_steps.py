@@ -1,5 +1,6 @@
 """The real steps under the real runner, on a small planted dataset: with deaths of workers and a full disk."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -92,7 +93,7 @@ def test_the_same_run_again_does_nothing(undisturbed: Path) -> None:
 def test_a_killed_worker_is_replaced(undisturbed: Path, tmp_path: Path, step: str) -> None:
     process = start(tmp_path)
     assert wait_for_step(process, tmp_path / "runs" / "tiny" / f"{step}.partial")
-    kill(worker_of(process))
+    worker_of(process).kill()
     _, errors = process.communicate(timeout=300)
 
     assert process.returncode == 0, errors
@@ -103,7 +104,7 @@ def test_a_killed_step_goes_on_with_the_next_run(undisturbed: Path, tmp_path: Pa
     process = start(tmp_path)
     assert wait_for_step(process, tmp_path / "runs" / "tiny" / "search.partial")
     worker = worker_of(process)
-    kill(worker.parent())
+    worker.parents()[1].kill()
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 1
@@ -115,19 +116,14 @@ def test_a_killed_step_goes_on_with_the_next_run(undisturbed: Path, tmp_path: Pa
 
 
 def worker_of(run: "subprocess.Popen[str]") -> psutil.Process:
-    """The process that trains, once there is one: a grandchild of the run."""
+    """The process that trains, once there is one: forked from one that the step has started for that."""
     while True:
-        for child in psutil.Process(run.pid).children():
-            for process in child.children():
-                if "spawn_main" in " ".join(process.cmdline()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(run.pid).children(recursive=True):
+                if all("forkserver" in " ".join(one.cmdline()) for one in (process, *process.parents()[:1])):
                     return process
         assert run.poll() is None, "the run has ended without a worker"
         time.sleep(0.02)
-
-
-def kill(process: psutil.Process | None) -> None:
-    assert process is not None
-    process.kill()
 
 
 def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:

@@ -21,7 +21,7 @@ from trainer.fit import fit
 from trainer.settings import TrainSettings
 
 SETTINGS = TrainSettings(
-    batch_size=32, epochs=5, patience=5, learning_rate=0.01, table_optimizer="lazy_adam", table_l2=1e-3, average=0.9
+    batch_size=8, epochs=5, patience=5, learning_rate=0.01, table_optimizer="lazy_adam", table_l2=1e-3, average=0.9
 )
 
 
@@ -32,8 +32,8 @@ class Deadly(Table):
     epoch: int = -1
     step: int = -1
 
-    def batches(self, batch_size: int, *, seed_epoch: Any = None, **rest: Any) -> Iterator[Batch]:
-        for step, batch in enumerate(super().batches(batch_size, seed_epoch=seed_epoch, **rest)):
+    def batches(self, batch_size: int, *, seed_epoch: Any = None, start: int = 0, **rest: Any) -> Iterator[Batch]:
+        for step, batch in enumerate(super().batches(batch_size, seed_epoch=seed_epoch, start=start, **rest), start):
             if seed_epoch is not None and (seed_epoch[1], step) == (self.epoch, self.step):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
@@ -53,6 +53,7 @@ def main(folder: Path, epoch: int = -1, step: int = -1) -> None:
         task="ctr",
         seed=5,
         checkpoints=folder / "checkpoints",
+        save_seconds=0,
         on_epoch=lambda record: bool(seen.append(record.epoch)),
     )
     save_weights(model, folder / "weights.safetensors")

@@ -7,6 +7,7 @@ import torch
 from trainer.architecture import Architecture, fields_of
 from trainer.build import Model, build
 from trainer.data import Batch
+from trainer.modules.tables import leaves
 from trainer.schema import DatasetSchema, Field, Task
 
 
@@ -95,6 +96,16 @@ def architecture(
 def built(description: Architecture, seed: int = 0, init: float = 0.5) -> Model:
     """The model with table rows large enough that outputs differ visibly."""
     return build(description, label_mean=0.3, table_init=init, seed=seed)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameter -> its gradient, dense, for those that have one (gradients of tables arrive at their pool)."""
+    return {
+        name: part
+        for leaf in leaves(model)
+        if leaf.weight.grad is not None
+        for name, part in leaf.split(leaf.weight.grad.to_dense()).items()
+    }
 
 
 def parameters(parts: list[torch.nn.Parameter]) -> int:

@@ -32,10 +32,11 @@ def main(folder: Path, name: str, rank: int, world: int) -> None:
         store = f"file://{(folder / 'store').resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(minutes=5))
     rows = small.table if name == "small" else small.categorical
-    train, valid = rows(320), rows(101, seed=1)
+    settings = SETTINGS.model_copy(update={"table_optimizer": "lazy_adam" if name == "deepfm" else "auto"})
+    train, valid = rows(320).share(rank, world), rows(101, seed=1).share(rank, world)
     built = small.model() if name == "small" else small.zoo_model(name)
-    model = shard(built) if world > 1 else built
-    result = fit(model, train, valid, SETTINGS, task="ctr", seed=4, checkpoints=folder / "checkpoints")
+    model = shard(built, settings) if world > 1 else built
+    result = fit(model, train, valid, settings, task="ctr", seed=4, checkpoints=folder / "checkpoints")
     predictions = predict(model, valid)
     save_weights(model, folder / "weights.safetensors")
     held = [name for name in local_weights(model) if ".embedding_bags." in name]

@@ -105,3 +105,21 @@ def zoo_model(name: str) -> Model:
     """A model of the zoo by default, but without dropout, for the rows of `categorical`."""
     description = fill_params(zoo.template(name, categorical(1).schema), {"mlp.dropout": 0})
     return build(Architecture.from_dict(description), label_mean=0.5, table_init=0.05, seed=1)
+
+
+def one_table() -> Model:
+    """A model for the rows of `categorical` whose only table is that of the users."""
+    return build(
+        Architecture.from_dict(
+            {
+                "fields": {"user": {"kind": "categorical", "cardinality": USERS}},
+                "task": "ctr",
+                "views": {"e": {"encoders": {"user": {"kind": "table", "dim": 4}}}},
+                "nodes": [{"id": "mlp", "op": "mlp", "units": [8], "in": ["e"]}],
+                "head": {"mode": "sum", "in": ["mlp"]},
+            }
+        ),
+        label_mean=0.5,
+        table_init=0.05,
+        seed=1,
+    )

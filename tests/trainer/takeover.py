@@ -81,13 +81,12 @@ def _narrowed(source: Model, derived: Model) -> dict[str, Tensor]:
     weights, found = source.state_dict(), {}
     for name, view in derived.architecture.views.items():
         old, new = source.views[f"view:{name}"], derived.views[f"view:{name}"]
-        for position, run in enumerate(new.runs):  # type: ignore[arg-type]
-            if isinstance(run, list) and f"views.view:{name}.numbers.{position}.weight" in derived.state_dict():
-                columns = [number.column for number in run]
+        for position, columns in new.numeric_columns().items():  # type: ignore[operator]
+            if f"views.view:{name}.numbers.{position}.weight" in derived.state_dict():
                 place, whole = next(
-                    (place, [number.column for number in old_run])
-                    for place, old_run in enumerate(old.runs)  # type: ignore[arg-type]
-                    if isinstance(old_run, list) and columns[0] in [number.column for number in old_run]
+                    (place, whole)
+                    for place, whole in old.numeric_columns().items()  # type: ignore[operator]
+                    if columns[0] in whole
                 )
                 taken = weights[f"views.view:{name}.numbers.{place}.weight"]
                 found[f"views.view:{name}.numbers.{position}.weight"] = taken[[whole.index(one) for one in columns]]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
+from tests.trainer.mixed import gradients
 from tests.trainer.opened import (
     QUICK,
     ROWS,
@@ -265,28 +266,24 @@ def test_the_temperature_falls_from_1_to_a_hundredth() -> None:
 # ---- candidates are prefixes of one table ---------------------------------------------------------------------------
 
 
-def table_of(net: Any, field: str) -> nn.Parameter:
-    weight: nn.Parameter = net.model.tables.bags.embedding_bags[f"e/{field}"].weight
-    return weight
-
-
 def test_a_column_learns_from_the_candidates_that_are_wide_enough_to_hold_it() -> None:
     net = opened("autodim", backbone="fm", dims=DIMS)
-    choice, weight = net.choices["e"], table_of(net, "user")
+    choice, [pool] = net.choices["e"], [pool for pool in net.model.tables.pools if pool.specs[0].view == "e"]
     for place, dim in enumerate(DIMS):
-        weight.grad = None
+        pool.weight.grad = None
         candidates(choice, net.model)[:, 0, place].square().sum().backward()
-        reached = weight.grad.abs().amax(dim=0) > 0
+        reached = gradients(net.model)["tables.bags.embedding_bags.e/user.weight"].abs().amax(dim=0) > 0
         assert reached.tolist() == [column < dim for column in range(max(DIMS))]
 
 
 def test_a_columns_gradient_is_the_sum_over_the_candidates_that_hold_it() -> None:
     net = opened("autodim", backbone="fm", dims=DIMS)
-    weight = table_of(net, "item")
+    [pool] = [pool for pool in net.model.tables.pools if pool.specs[0].view == "e"]
 
     def gradient(places: list[int]) -> Tensor:
         mapped = candidates(net.choices["e"], net.model)[:, 1]
-        return torch.autograd.grad(mapped[:, places].square().sum(), weight)[0]
+        whole = torch.autograd.grad(mapped[:, places].square().sum(), pool.weight)[0]
+        return whole[pool.parts["bags.embedding_bags.e/item.weight"]]
 
     alone = [gradient([place]) for place in range(len(DIMS))]
     torch.testing.assert_close(gradient([0, 1, 2]), alone[0] + alone[1] + alone[2], rtol=1e-4, atol=1e-5)
@@ -318,11 +315,13 @@ def test_a_field_is_made_of_its_own_rows_alone() -> None:
     batch = table().take(torch.arange(ROWS))
     mixed = net.choices["e"](batch, net.model.tables(batch))
     order = list(net.backbone.views["e"].encoders)
-    weights = [table_of(net, field) for field in CATEGORICAL]
+    pools = [pool for pool in net.model.tables.pools if pool.specs[0].view == "e"]
     for field in CATEGORICAL:
-        own = torch.autograd.grad(mixed[:, order.index(field)].sum(), weights, retain_graph=True)
-        reached = [other for other, gradient in zip(CATEGORICAL, own, strict=True) if (gradient != 0).any()]
-        assert reached == [field]
+        for pool in pools:
+            pool.weight.grad = None
+        mixed[:, order.index(field)].sum().backward(retain_graph=True)
+        reached = {name for name, gradient in gradients(net.model).items() if "/" in name and (gradient != 0).any()}
+        assert reached == {f"tables.bags.embedding_bags.e/{field}.weight"}
 
 
 # ---- the scale attack -----------------------------------------------------------------------------------------------

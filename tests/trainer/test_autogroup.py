@@ -370,7 +370,7 @@ def assert_derived_is_open(net: AutoGroup, left: dict[int, list[int]], rows: Tab
     derived = model_of(net, left)
     batch = exact(next(rows.batches(rows.rows)))
     torch.testing.assert_close(derived(batch), net.model(batch), rtol=1e-9, atol=1e-9)
-    assert derived(batch).std() > 0.01
+    assert derived(batch).std() > 1e-6  # a thousand times what the comparison lets pass
 
 
 def model_of(net: AutoGroup, left: dict[int, list[int]]) -> Model:

@@ -5,10 +5,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch.nn import functional
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
-from tests.trainer.mixed import ALL, architecture, batch_of, built, mixed_schema, parameters, scale, table, view
+from tests.trainer.mixed import (
+    ALL,
+    architecture,
+    batch_of,
+    built,
+    gradients,
+    mixed_schema,
+    parameters,
+    scale,
+    table,
+    view,
+)
 from trainer.architecture import RawEncoder, ScaleEncoder
 from trainer.build import build
 from trainer.modules.numbers import NumberSource, Raw, Scale
@@ -66,8 +77,8 @@ def test_head_without_bias() -> None:
 def test_first_order_views_add_up_in_a_sum_head() -> None:
     model = built(architecture({"w": view(1, "user", "item")}, [], ["w"]))
     batch = batch_of(mixed_schema())
-    rows = model.tables(batch).single
-    expected = rows["w/user", "user"][:, 0] + rows["w/item", "item"][:, 0] + model.head.bias
+    rows = model.tables(batch).fields([("w/user", "user"), ("w/item", "item")])
+    expected = rows[:, 0, 0] + rows[:, 1, 0] + model.head.bias
     torch.testing.assert_close(model(batch), expected)
 
 
@@ -75,9 +86,9 @@ def test_two_field_inner_product_with_bias_view_is_matrix_factorisation() -> Non
     nodes = [{"id": "p", "op": "inner", "in": ["e.user", "e.item"]}]
     model = built(architecture({"w": view(1, "user", "item"), "e": view(4, "user", "item")}, nodes, ["w", "p"]))
     batch = batch_of(mixed_schema())
-    rows = model.tables(batch).single
-    product = (rows["e/user", "user"] * rows["e/item", "item"]).sum(1)
-    bias = rows["w/user", "user"][:, 0] + rows["w/item", "item"][:, 0]
+    user, item = model.tables(batch).fields([("e/user", "user"), ("e/item", "item")]).unbind(1)
+    product = (user * item).sum(1)
+    bias = model.tables(batch).fields([("w/user", "user"), ("w/item", "item")]).sum((1, 2))
     torch.testing.assert_close(model(batch), model.head.bias + bias + product)
 
 
@@ -115,33 +126,24 @@ def test_reading_rows_equals_asking_torchrec(description: object) -> None:
     model, batch = built(description).eval(), batch_of(mixed_schema())
     direct = model(batch)
     direct.square().sum().backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    expected = gradients(model)
     model.zero_grad()
-    hide_from_isinstance(model)
+    model.tables.release()
     asked = model(batch)
     asked.square().sum().backward()
     torch.testing.assert_close(direct, asked)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name.replace(".collection.", ".")])
+        torch.testing.assert_close(parameter.grad, expected[name])
 
 
-class Wrapped(nn.Module):
-    """Stands for a sharded collection: the same answers, another type."""
-
-    def __init__(self, collection: nn.Module) -> None:
-        super().__init__()
-        self.collection = collection
-
-    def forward(self, features: object) -> object:
-        return self.collection(features)
-
-
-def hide_from_isinstance(model: nn.Module) -> None:
-    tables = model.get_submodule("tables")
-    if tables.bags is not None:
-        tables.bags = Wrapped(tables.bags)  # type: ignore[assignment,arg-type]
-    for dim, module in list(tables.embeddings.items()):  # type: ignore[operator,union-attr]
-        tables.embeddings[dim] = Wrapped(module)  # type: ignore[index,operator]
+def test_a_moved_model_is_still_read_from_its_own_parameters() -> None:
+    model, batch = built(DEEPFM).eval(), batch_of(mixed_schema())
+    before = model(batch)
+    model.half().float()
+    torch.testing.assert_close(model(batch), before, rtol=1e-2, atol=1e-2)
+    for parameter in model.table_parameters():
+        parameter.data.zero_()
+    assert not torch.allclose(model(batch), before)
 
 
 def test_padding_steps_do_not_train_row_zero() -> None:
@@ -149,28 +151,41 @@ def test_padding_steps_do_not_train_row_zero() -> None:
     padding = torch.arange(6) >= batch.lengths["history"][:, None]
     ids_BT = batch.sequences["history"].clamp(min=3).masked_fill(padding, 0)
     batch = replace(batch, sequences={"history": ids_BT})
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
-            module.sparse = True
+    for pool in model.tables.pools:
+        pool.sparse = True
     model(batch).sum().backward()
-    own = model.get_parameter("tables.embeddings.4.embeddings.own/history.weight")
-    assert own.grad is not None
-    assert own.grad.is_sparse
-    assert 0 not in own.grad.coalesce().indices()
+    [own] = [pool for pool in model.tables.pools if pool.specs[0].name == "own/history"]
+    assert own.weight.grad is not None
+    assert own.weight.grad.is_sparse
+    assert 0 not in own.weight.grad.coalesce().indices()
 
 
 def test_sparse_gradients_equal_dense_ones() -> None:
     dense, sparse = built(DEEPFM).eval(), built(DEEPFM).eval()
-    for module in sparse.modules():
-        if isinstance(module, nn.EmbeddingBag):
-            module.sparse = True
+    for pool in sparse.tables.pools:
+        pool.sparse = True
     batch = batch_of(mixed_schema())
     for model in (dense, sparse):
         model(batch).sum().backward()
-    for a, b in zip(dense.parameters(), sparse.parameters(), strict=True):
-        assert a.grad is not None
-        assert b.grad is not None
-        torch.testing.assert_close(a.grad, b.grad.to_dense() if b.grad.is_sparse else b.grad)
+    assert all(pool.weight.grad is not None and pool.weight.grad.is_sparse for pool in sparse.tables.pools)
+    assert gradients(dense).keys() == dict(dense.named_parameters()).keys()
+    torch.testing.assert_close(gradients(sparse), gradients(dense))
+
+
+def test_gradients_of_repeated_rows_add_up() -> None:
+    """Against torch's own rule, for fields that share ids and for a batch of one row."""
+    model = built(architecture({"e": view(3, "user", "item")}, [], ["e"], mode="linear"))
+    for rows in (1, 50):
+        batch = batch_of(mixed_schema(), rows=rows)
+        names = [f"tables.bags.embedding_bags.e/{field}.weight" for field in ("user", "item")]
+        copies = [model.get_parameter(name).detach().clone().requires_grad_() for name in names]
+        parts = [functional.embedding(batch.categorical[:, column], copy) for column, copy in enumerate(copies)]
+        torch.cat(parts, dim=1).sin().sum().backward()
+        [pool] = model.tables.pools
+        pool.weight.grad = None
+        model.tables(batch).fields([("e/user", "user"), ("e/item", "item")]).flatten(1).sin().sum().backward()
+        for name, copy in zip(names, copies, strict=True):
+            torch.testing.assert_close(gradients(model)[name], copy.grad)
 
 
 def test_scaled_numbers() -> None:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from trainer import data
+from trainer.errors import UserError
 from trainer.schema import DatasetSchema, Field
 
 
@@ -89,15 +91,40 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_processes_share_each_batch_equally(world: int) -> None:
-    table = data.from_arrow(frame(100).to_arrow(), schema(100))
-    shares = [list(table.batches(32, seed_epoch=(7, 1), rank=rank, world=world)) for rank in range(world)]
-    whole = list(table.batches(32, seed_epoch=(7, 1)))
+def test_processes_read_their_shares_of_the_same_batches(tmp_path: Path, world: int) -> None:
+    rows = frame(1000).with_columns(label=pl.Series(np.arange(1000, dtype=np.float32)))
+    write(tmp_path, rows, shards=3)
+    shares = [data.load(tmp_path, "train", schema(1000), (rank, world)) for rank in range(world)]
+    assert torch.cat([share.label for share in shares]).tolist() == list(range(1000))
+    table = data.load(tmp_path, "train", schema(1000))
+    whole = list(table.batches(64, seed_epoch=(7, 1)))
+    parts = [list(share.batches(64, seed_epoch=(7, 1))) for share in shares]
+    assert {len(found) for found in parts} == {len(whole)} == {share.steps(64) for share in shares}
     for step, batch in enumerate(whole):
-        sizes = {share[step].size for share in shares}
-        assert sizes == {batch.size // world}
-        joined = torch.stack([share[step].categorical for share in shares], 1).flatten(0, 1)
-        assert torch.equal(joined, batch.categorical[: joined.shape[0]])
+        assert batch.of == batch.size == sum(found[step].size for found in parts)
+        assert {found[step].of for found in parts} == {batch.of}
+        labels = torch.cat([found[step].label for found in parts])
+        assert sorted(labels.tolist()) == sorted(batch.label.tolist())
+        assert batch.size < 64 or all(abs(found[step].size - 64 / world) <= 64 / 32 for found in parts)
+    for share, (rank, _) in zip(shares, (share.process for share in shares), strict=True):
+        assert torch.equal(share.categorical, table.share(rank, world).categorical)
+
+
+def test_too_few_rows_for_so_many_processes() -> None:
+    with pytest.raises(UserError, match="100 rows are too few to be shared by 8 processes"):
+        data.from_arrow(frame(100).to_arrow(), schema(100)).share(0, 8)
+
+
+def test_only_row_groups_of_the_share_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train").mkdir()
+    frame(1000).write_parquet(tmp_path / "train" / "part-00000.parquet", row_group_size=100)
+    read: list[int] = []
+    read_row_group = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda file, group: (read.append(group), read_row_group(file, group))[1]
+    )
+    data.load(tmp_path, "train", schema(1000), (0, 4))
+    assert read == [0, 1, 2]
 
 
 def test_each_epoch_has_its_own_order_and_every_row_once() -> None:

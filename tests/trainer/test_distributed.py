@@ -1,14 +1,19 @@
 """A training under torchrun on this machine comes to what one process comes to, and its end is heard of."""
 
+import time
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import polars as pl
+import psutil
 import pytest
 
-from tests.trainer import small
+from tests.trainer import opened, small
 from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.candidate import Candidate
+from trainer.checkpoint import COMMIT
 from trainer.distributed import ADDRESS, NODE, World, launch
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings
@@ -62,6 +67,30 @@ def test_two_processes_come_to_what_one_comes_to(job: Job, tmp_path: Path) -> No
     assert job.weights.exists()
 
 
+@pytest.mark.parametrize("method", ["autodim", "autofis"])
+def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, method: str) -> None:
+    """Gates that learn from passes of their own (autodim), and with the weights (autofis).
+
+    AutoDim draws noise and normalises batches, each process for itself: its widths need not be those of one process.
+    """
+    schema = DatasetSchema.load(job.dataset)
+    training = TrainSettings(batch_size=64, epochs=2, patience=2, precision="fp32")
+    settings = {"dims": [2, 4]} if method == "autodim" else {}
+    found = opened.candidate(method, schema, training, backbone="fm", epochs=2, **settings)
+    searched = Job(**{**vars(job), "candidate": found.to_dict(), "weights": None})
+    said: list[Message] = []
+    launch(searched, World(processes=2), said.append)
+    outcome, expected = said[-1], alone(searched, tmp_path)
+    assert isinstance(outcome, Outcome)
+    assert outcome.error is None
+    assert outcome.found is not None
+    assert expected.found is not None
+    assert outcome.found["samples"] == expected.found["samples"]
+    if method == "autofis":
+        assert outcome.found["architecture"] == expected.found["architecture"]
+        assert outcome.value == pytest.approx(expected.value, rel=1e-4)
+
+
 def test_a_training_that_cannot_be_done_is_an_outcome(job: Job, tmp_path: Path) -> None:
     data = dict(job.candidate)
     data["training"] = {**data["training"], "learning_rate": 1e30}
@@ -71,9 +100,60 @@ def test_a_training_that_cannot_be_done_is_an_outcome(job: Job, tmp_path: Path) 
     assert said[-1].error is not None
 
 
-def test_a_process_that_dies_is_an_error(job: Job, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="fm ended with exit code"):
-        launch(Job(**{**vars(job), "dataset": tmp_path / "nowhere"}), World(processes=2), lambda message: None)
+def test_what_no_restart_would_mend_is_an_outcome(job: Job, tmp_path: Path) -> None:
+    said: list[Message] = []
+    launch(Job(**{**vars(job), "dataset": tmp_path / "nowhere"}), World(processes=2), said.append)
+    [outcome] = said
+    assert isinstance(outcome, Outcome)
+    assert outcome.fatal
+    assert "nowhere" in str(outcome.error)
+
+
+def kill(rank: int) -> None:
+    """SIGKILL for this process of the training that a thread of ours launches."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # one that has just ended
+            if process.environ().get("RANK") == str(rank):
+                process.kill()
+                return
+    raise AssertionError(f"there is no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_a_killed_process_changes_nothing(job: Job, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch of 128 steps; torchrun starts both processes again."""
+    settings = {**job.candidate["training"], "batch_size": 4, "epochs": 4, "patience": 4}
+    job = Job(**{**vars(job), "candidate": {**job.candidate, "training": settings}, "save_seconds": 0.0})
+    said: dict[str, list[Message]] = {}
+
+    def run(name: str) -> None:
+        folder = tmp_path / name
+        launched = Job(**{**vars(job), "checkpoints": folder, "weights": None})
+        said[name] = []
+        launch(launched, World(processes=2), said[name].append)
+
+    run("quiet")
+    thread = Thread(target=run, args=("killed",))
+    thread.start()
+    for rank in (1, 0):
+        middle = tmp_path / "killed" / f"epoch-0000{2 - rank}-step-000000048" / COMMIT
+        while not middle.exists():
+            assert thread.is_alive()
+            time.sleep(0.001)
+        kill(rank)
+    thread.join()
+    *quiet_epochs, quiet = said["quiet"]
+    *killed_epochs, killed = said["killed"]
+    assert isinstance(quiet, Outcome)
+    assert isinstance(killed, Outcome)
+    assert killed.curve == pytest.approx(quiet.curve, rel=1e-6)
+    assert killed.valid == pytest.approx(quiet.valid, rel=1e-6)
+    assert killed.samples == quiet.samples
+    # Epochs are told of again, as they were.
+    losses = {epoch.epoch: epoch.train_loss for epoch in quiet_epochs if isinstance(epoch, Epoch)}
+    told = [(epoch.epoch, epoch.train_loss) for epoch in killed_epochs if isinstance(epoch, Epoch)]
+    assert [epoch for epoch, _ in told] == [0, 0, 1, 0, 1, 2, 3]
+    assert all(loss == pytest.approx(losses[epoch], rel=1e-6) for epoch, loss in told)
 
 
 def test_the_world_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

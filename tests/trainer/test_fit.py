@@ -147,14 +147,19 @@ def run_script(folder: Path, *death: int) -> int:
 
 @pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights_bit_by_bit(tmp_path: Path) -> None:
-    """SIGKILL before the first checkpoint and in the middle of later epochs; once the newest checkpoint is torn too."""
+    """SIGKILL before the first checkpoint and in the middle of epochs of 50 steps, with checkpoints at 16, 32 and 48;
+    once the newest checkpoint is torn too.
+    """
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_script(whole) == 0
     assert run_script(killed, 0, 5) == -signal.SIGKILL
-    assert run_script(killed, 2, 7) == -signal.SIGKILL
-    assert run_script(killed, 4, 1) == -signal.SIGKILL
-    newest = killed / "checkpoints" / "epoch-00003.pt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
+    assert run_script(killed, 1, 45) == -signal.SIGKILL
+    assert run_script(killed, 3, 20) == -signal.SIGKILL
+    before, newest = sorted((killed / "checkpoints").iterdir())
+    assert (before.name, newest.name) == ("epoch-00003-step-000000000", "epoch-00003-step-000000016")
+    shard = newest / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert run_script(killed, 3, 20) == -signal.SIGKILL
     assert run_script(killed) == 0
     for name in ("weights.safetensors", "result.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()

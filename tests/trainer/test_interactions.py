@@ -207,8 +207,9 @@ def test_padding_changes_no_inner_product() -> None:
     padded = architecture(views, [{"id": "q", "op": "fm", "in": ["a", "b"], "align": "pad"}], ["q"])
     model = built(padded).eval()
     batch = batch_of(mixed_schema())
-    rows = model.tables(batch).single
-    user, site, item = rows["a/user", "user"], rows["a/site%2Eid", "site.id"], rows["b/item", "item"]
+    rows = model.tables(batch)
+    user, site = rows.fields([("a/user", "user"), ("a/site%2Eid", "site.id")]).unbind(1)
+    item = rows.fields([("b/item", "item")]).squeeze(1)
     age = batch.numeric[:, 1:] * model.views["view:b"].numbers["1"].weight  # type: ignore[index,union-attr]
     fields = [user, site, item[:, :2], age[:, :2]]
     expected = sum((a * b).sum(1) for a, b in itertools.combinations(fields, 2))

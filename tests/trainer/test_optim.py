@@ -8,7 +8,9 @@ from torch import nn
 
 from tests.trainer import small
 from trainer.average import RunningAverage
+from trainer.data import Batch
 from trainer.fit import _penalty_shares
+from trainer.modules.tables import Tables, TableSpec
 from trainer.optim import LAZY_ROWS_PER_BATCH_ROW, LazyAdam, Optimizers
 from trainer.settings import TrainSettings
 from trainer.sharding import local_weights
@@ -20,12 +22,15 @@ def bag(rows: int, *, sparse: bool) -> nn.EmbeddingBag:
 
 
 def backward(table: nn.EmbeddingBag, ids: torch.Tensor, step: int) -> None:
-    """A loss whose gradient differs from row to row and from step to step; repeated ids add up."""
     table.weight.grad = None
-    x = table(ids, torch.arange(len(ids)))
-    (torch.sin(x * (step + 1)) * torch.arange(1, len(ids) + 1)[:, None]).sum().backward()
+    loss(table(ids, torch.arange(len(ids))), step).backward()
     if table.sparse:
         table.weight.grad = table.weight.grad.coalesce()
+
+
+def loss(x_BD: torch.Tensor, step: int) -> torch.Tensor:
+    """Its gradient differs from row to row and from step to step; repeated ids add up."""
+    return (torch.sin(x_BD * (step + 1)) * torch.arange(1, len(x_BD) + 1)[:, None]).sum()
 
 
 @pytest.mark.parametrize("l2", [0.0, 0.1])
@@ -78,7 +83,7 @@ def table_names(model: nn.Module) -> set[str]:
 
 def lazy_names(settings: TrainSettings) -> set[str]:
     model = small.model()
-    return Optimizers(model, table_names(model), settings).lazy
+    return {name for leaf in Optimizers(model, table_names(model), settings).lazy for name in leaf.parts}
 
 
 def test_tables_are_lazy_by_size_unless_set() -> None:
@@ -105,12 +110,12 @@ def test_penalties_reach_tables_and_matrices_but_no_biases(table_optimizer: str)
     tables = table_names(model)
     optimizers = Optimizers(model, tables, settings)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        zeros = torch.zeros_like(parameter)
-        parameter.grad = zeros
-        if name in optimizers.lazy:
-            rows = torch.arange(parameter.shape[0])[None]
-            parameter.grad = torch.sparse_coo_tensor(rows, zeros, is_coalesced=True)
+    for leaf in optimizers.leaves:
+        zeros = torch.zeros_like(leaf.weight)
+        leaf.weight.grad = zeros
+        if leaf in optimizers.lazy:
+            rows = torch.arange(leaf.weight.shape[0])[None]
+            leaf.weight.grad = torch.sparse_coo_tensor(rows, zeros, is_coalesced=True)
     optimizers.step()
     for name, parameter in model.named_parameters():
         rate = 0.02 if name in tables else 0.01 if parameter.dim() > 1 else 0.0
@@ -121,7 +126,7 @@ def test_penalties_reach_tables_and_matrices_but_no_biases(table_optimizer: str)
 def test_running_average_is_the_weighted_mean_of_all_steps(table_optimizer: str) -> None:
     """Against the definition, for dense weights and for rows that rest between touches."""
     model, decay, steps = small.model(norm="batch"), 0.8, 12
-    settings = TrainSettings(table_optimizer=table_optimizer, learning_rate=0.05)  # type: ignore[arg-type]
+    settings = TrainSettings(table_optimizer=table_optimizer, learning_rate=0.05, average=decay)  # type: ignore[arg-type]
     optimizers = Optimizers(model, table_names(model), settings)
     weights = local_weights(model)
     average = RunningAverage(weights, optimizers, decay)
@@ -129,7 +134,6 @@ def test_running_average_is_the_weighted_mean_of_all_steps(table_optimizer: str)
     for batch in small.table(5 * steps).batches(5):
         model(batch).square().sum().backward()
         optimizers.coalesce()
-        average.before_step()
         optimizers.step()
         average.after_step()
         optimizers.zero_grad()
@@ -148,21 +152,25 @@ def test_running_average_is_the_weighted_mean_of_all_steps(table_optimizer: str)
 @pytest.mark.parametrize("sparse", [False, True])
 def test_shares_weigh_the_penalty_of_each_row(sparse: bool) -> None:
     """The same steps as Adam on a loss that holds the weighted penalty itself."""
-    ours, reference = nn.Module(), bag(6, sparse=False)
-    ours.table = bag(6, sparse=sparse)
+    ours, reference = Tables([TableSpec("t", "v", 6, 4, "f")], {"f": 0}, table_init=1.0, seed=0), bag(6, sparse=False)
+    name = "bags.embedding_bags.t.weight"
+    ours.get_parameter(name).data.copy_(reference.weight)
     share, l2 = torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 4.0]), 0.3
     settings = TrainSettings(learning_rate=0.02, table_l2=l2, table_optimizer="lazy_adam" if sparse else "adam")
-    optimizers = Optimizers(ours, {"table.weight"}, settings, {"table.weight": share})
+    optimizers = Optimizers(ours, {name}, settings, {name: share})
     adam = torch.optim.Adam(reference.parameters(), lr=0.02)
     for step in range(10):
         ids = torch.randperm(6)
-        backward(ours.table, ids, step)
+        rows = ours(Batch(ids[:, None], torch.empty(6, 0), torch.zeros(6))).fields([("t", "f")])
+        loss(rows[:, 0], step).backward()
+        optimizers.coalesce()
         optimizers.step()
+        optimizers.zero_grad()
         backward(reference, ids, step)
         with torch.enable_grad():
             (l2 / 2 * (share[:, None] * reference.weight**2).sum()).backward()
         adam.step()
-    torch.testing.assert_close(ours.table.weight, reference.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.get_parameter(name), reference.weight, rtol=1e-5, atol=1e-6)
 
 
 def test_shares_are_powers_of_the_training_frequency() -> None:

@@ -41,22 +41,15 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -
         np.testing.assert_allclose(rank["predictions"], alone["predictions"], atol=1e-5)
         assert rank["samples"] == alone["samples"]
     assert len(alone["predictions"]) == 101
-    assert first["tables"] != []
-    assert second["tables"] != []
-    assert sorted(first["tables"] + second["tables"]) == sorted(alone["tables"])
+    everywhere = set(first["tables"]) & set(second["tables"])
+    assert sorted({*first["tables"], *second["tables"]}) == sorted(alone["tables"])
+    if model == "deepfm":  # its tables are trained lazily: each has one home
+        assert everywhere == set()
+        assert first["tables"] != []
+        assert second["tables"] != []
+    else:
+        assert everywhere == set(alone["tables"])
     ours, expected = load_file(tmp_path / "two/weights.safetensors"), load_file(tmp_path / "one/weights.safetensors")
     assert ours.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
-    """A state is whole, whatever wrote it: two processes' last checkpoint lost, one process trains the rest."""
-    first, _ = run(tmp_path, "small", 2)
-    newest = max((tmp_path / "checkpoints").iterdir())
-    newest.unlink()
-    [alone] = run(tmp_path, "small", 1)
-    assert alone["train"][:2] == first["train"][:2]
-    np.testing.assert_allclose(alone["train"], first["train"], rtol=1e-5)
-    np.testing.assert_allclose(alone["predictions"], first["predictions"], atol=1e-5)

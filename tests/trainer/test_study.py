@@ -36,13 +36,15 @@ def curve(trial: Trial) -> list[float]:
 
 
 def run(search: Study, workers: int, seed: int = 0) -> None:
-    """Train with `workers` at a time; which of them ends first is drawn with `seed`."""
+    """Train with `workers` at a time; which of them ends first, and when to look ahead, is drawn with `seed`."""
     random, running = Random(seed), []
     while True:
         while len(running) < workers and isinstance(trial := search.next(), Trial):
             running.append(trial)
         if not running:
             return
+        if random.random() < 0.7:
+            search.look_ahead()
         trial = running.pop(random.randrange(len(running)))
         search.finish(trial.number, curve(trial)[-1], curve=curve(trial), samples=10, seconds=0.5)
 
@@ -61,6 +63,21 @@ def test_the_search_does_not_depend_on_which_trial_ends_first(tmp_path: Path, sa
         searches.append(facts(search.records()))
     assert searches[0] == searches[1] == searches[2]
     assert [fact[0] for fact in searches[0]] == list(range(trials))
+
+
+def test_a_trial_proposed_ahead_is_handed_out_without_another_proposal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = study(tmp_path / "s.journal", "random", lag=1)
+    first = search.next()
+    assert isinstance(first, Trial)
+    search.look_ahead()  # the second waits for the first
+    search.finish(first.number, 0.5, curve=[0.5])
+    search.look_ahead()
+    monkeypatch.setattr("trainer.study.propose", None)
+    second = search.next()
+    assert isinstance(second, Trial)
+    assert second.number == 1
 
 
 def test_a_trial_waits_for_those_it_is_proposed_from(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ from trainer.build import Model
 from trainer.data import Batch, Table
 from trainer.figures import Figure
 from trainer.fit import EpochRecord, fit
-from trainer.settings import TrainSettings
+from trainer.processes import rank_and_world, summed
+from trainer.settings import SAVE_SECONDS, TrainSettings
+from trainer.sharding import shard
 
 Level = Literal["single", "alternating", "bilevel"]
 
@@ -101,13 +103,14 @@ def search(
     settings: TrainSettings,
     *,
     seed: int,
-    checkpoints: Path | None = None,
+    checkpoints: Path | str | None = None,
+    save_seconds: float = SAVE_SECONDS,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
 ) -> Found:
     """Train the supernet and derive; one without gates has nothing to learn.
 
     The number of epochs is the schedule's, for gates have no best epoch; weights are not averaged, as nobody uses them
-    afterwards. `checkpoints` as in `fit`.
+    afterwards. `checkpoints` and `save_seconds` as in `fit`.
 
     Raises:
         Diverged: as `fit`.
@@ -124,14 +127,16 @@ def search(
         on_epoch(record)
         return False
 
+    model = supernet.model if rank_and_world()[1] == 1 else shard(supernet.model, settings, partly=True)
     result = fit(
-        supernet.model,
+        model,
         train,
         valid,
         settings,
         task=train.schema.task,
         seed=seed,
         checkpoints=checkpoints,
+        save_seconds=save_seconds,
         on_epoch=watch,
         gates=gates,
     )
@@ -176,19 +181,26 @@ class _Gates:
             self._note()
 
     def state(self) -> dict[str, Any]:
-        return {
+        state: dict[str, Any] = {
             "step": self.step,
             "decided": self.decided,
             "samples": self.samples,
             "epochs": self.epochs,
-            "values": self.values,
-            "optimizer": self.optimizer.state_dict(),
         }
+        for name, gate in self.supernet.gates.items():
+            state[f"values/{name}"] = torch.stack(self.values[name])
+            state |= {f"optimizer/{key}/{name}": value for key, value in self.optimizer.state[gate].items()}
+        return state
 
     def load_state(self, saved: dict[str, Any]) -> None:
         self.step, self.decided, self.samples = saved["step"], saved["decided"], saved["samples"]
-        self.epochs, self.values = saved["epochs"], saved["values"]
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.epochs = saved["epochs"]
+        self.values = {name: list(saved[f"values/{name}"]) for name in self.supernet.gates}
+        for name, value in saved.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                key, _, gate = rest.partition("/")
+                self.optimizer.state[self.supernet.gates[gate]][key] = value
         self.rows = None
 
     def _decide(self, batch: Batch, loss: Callable[[Batch], Tensor]) -> None:
@@ -201,8 +213,8 @@ class _Gates:
                 # Gradients of the gates alone: those of the weights are not even computed.
                 gradients = torch.autograd.grad(loss(batch), gates)
             for gate, gradient in zip(gates, gradients, strict=True):
-                gate.grad = gradient
-            self.samples += batch.size
+                gate.grad = summed(gradient) / rank_and_world()[1]
+            self.samples += batch.of
             self._relax(deciding=False)
         self.optimizer.step()
         self.decided += 1

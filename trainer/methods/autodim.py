@@ -30,6 +30,7 @@ from trainer.methods.settings import AutoDimSettings, MixtureSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
 from trainer.modules.tables import Rows
+from trainer.processes import gather_rows, summed
 from trainer.schema import DatasetSchema
 from trainer.space import choice
 
@@ -201,13 +202,15 @@ def single_field_scores(train: Table, valid: Table) -> dict[str, float]:
     The prediction is the category's mean label in the training rows, drawn to the overall mean by 20 rows of it.
     """
     main = "auc" if train.schema.task == "ctr" else "mse"
-    mean, scores = train.schema.label_mean, {}
+    mean, label = train.schema.label_mean, gather_rows(valid.label)
+    scores = {}
     for name in train.schema.names("categorical"):
         rows = train.schema.field(name).cardinality
         ids = train.ids(name).long()
-        count = torch.bincount(ids, minlength=rows)
-        total = torch.bincount(ids, weights=train.label.double(), minlength=rows)
+        count = summed(torch.bincount(ids, minlength=rows))
+        total = summed(torch.bincount(ids, weights=train.label.double(), minlength=rows))
         known = (total + 20 * mean) / (count + 20)
-        measured = metrics.evaluate(train.schema.task, valid.label.numpy(), known[valid.ids(name).long()].numpy())
+        predicted = gather_rows(known[valid.ids(name).long()])
+        measured = metrics.evaluate(train.schema.task, label.numpy(), predicted.numpy())
         scores[name] = measured[main]
     return scores

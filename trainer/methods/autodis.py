@@ -28,6 +28,7 @@ from trainer.methods.settings import AutoDisSettings, MixtureSettings, NumberEnc
 from trainer.modules.mixture import Mixture
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Rows
+from trainer.processes import gather_rows
 from trainer.schema import DatasetSchema, Task
 from trainer.space import choice
 
@@ -145,9 +146,10 @@ class EncoderChoice(nn.Module):
 
 def _encoders(kinds: Sequence[NumberEncoder], dim: int, plan: Any, train: Table, field: str) -> list[Any]:
     """The encoder of each kind, from the field's known values."""
-    values = train.numeric[:, train.schema.names("numeric").index(field)].double().numpy()
+    column = train.numeric[:, train.schema.names("numeric").index(field)]
+    values, label = gather_rows(column.contiguous()).double().numpy(), gather_rows(train.label).double().numpy()
     known = ~np.isnan(values)
-    values, label = values[known], train.label.double().numpy()[known]
+    values, label = values[known], label[known]
     return [_encoder(kind, dim, plan, values, label, train.schema.task) for kind in kinds]
 
 

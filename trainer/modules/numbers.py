@@ -26,8 +26,10 @@ class NumberSource:
     width: int
     encoder: Encoder
 
-    def joins(self, other: "NumberSource") -> bool:
+    def joins(self, other: object) -> bool:
         """Whether one module can encode both fields."""
+        if not isinstance(other, NumberSource):
+            return False
         ranges = {"range": (0.0, 1.0)} if isinstance(self.encoder, BinsEncoder) else {}
         mine, theirs = (source.encoder.model_copy(update=ranges) for source in (self, other))
         return mine == theirs and self.width == other.width

@@ -3,31 +3,48 @@
 Tables that sequences use live in one `EmbeddingCollection` per width, all others in one `EmbeddingBagCollection`.
 
 Unsharded, both collections walk jagged tensors in Python, table by table, though here every bag holds exactly one id
-and its sum is the row itself. So as long as nothing has sharded them, rows are read straight from their parameters
-(a quarter faster for eight fields on one CPU thread; same numbers). Setting `sparse` on the `nn.EmbeddingBag` and
-`nn.Embedding` modules inside gives sparse gradients on this way as well.
+and its sum is the row itself. So as long as nothing has sharded them, the tables of a view that have one width lie one
+behind the other in one tensor, a `Pool`, of which TorchRec's parameters are views: one look-up serves all of them, and
+an optimizer has one tensor to update instead of dozens (docs/performance.md).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
+import itertools
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    KeyedJaggedTensor,
+    KeyedTensor,
+)
 from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
+from trainer.cpu import zeros
 from trainer.data import Batch
 from trainer.modules.values import Steps
+
+Key = tuple[str, str]
+"""(table, field that reads it)"""
+
+_META = torch.device("meta")
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table: its name, who looks rows up in it, and its size."""
+    """One table: its name, the view it belongs to, who looks rows up in it, and its size."""
 
     name: str
+    view: str
     rows: int
     dim: int
     field: str | None
@@ -36,79 +53,198 @@ class TableSpec:
     """Sequence fields that read the table."""
 
     @property
+    def parameter(self) -> str:
+        """Name of its parameter within `Tables`."""
+        collection = f"embeddings.{self.dim}.embeddings" if self.sequences else "bags.embedding_bags"
+        return f"{collection}.{self.name}.weight"
+
+    @property
     def features(self) -> list[str]:
         return [*([self.field] if self.field else []), *self.sequences]
 
 
-@dataclass(frozen=True)
 class Rows:
-    """Looked-up rows: one (B, dim) per (table, categorical field), one Steps per (table, sequence field)."""
+    """Looked-up rows: (B, n, dim) for n (table, categorical field) at a time, Steps per (table, sequence field)."""
 
-    single: dict[tuple[str, str], Tensor]
-    steps: dict[tuple[str, str], Steps]
+    def __init__(self, blocks: Mapping[tuple[Key, ...], Tensor], steps: Mapping[Key, Steps]) -> None:
+        self._blocks = dict(blocks)
+        self.steps = dict(steps)
+
+    def fields(self, keys: Sequence[Key]) -> Tensor:
+        """Rows of tables of one width, (B, len(keys), dim)."""
+        block = self._blocks.get(tuple(keys))
+        return torch.stack([self._single[key] for key in keys], dim=1) if block is None else block
+
+    def double(self) -> "Rows":
+        """The same in float64."""
+        blocks = {keys: x_BND.double() for keys, x_BND in self._blocks.items()}
+        return Rows(blocks, {key: replace(steps, x=steps.x.double()) for key, steps in self.steps.items()})
+
+    @cached_property
+    def _single(self) -> dict[Key, Tensor]:
+        # All of a block at once: a gradient for each field cut out alone would be as large as the block.
+        return {
+            key: x_BD for keys, x_BND in self._blocks.items() for key, x_BD in zip(keys, x_BND.unbind(1), strict=True)
+        }
 
 
 class Tables(nn.Module):
     """The tables, and the look-up of a batch in all of them."""
 
-    def __init__(self, specs: Iterable[TableSpec], columns: Mapping[str, int], table_init: float) -> None:
-        """`columns`: position of each categorical field in `Batch.categorical`. Rows start normal, std `table_init`."""
+    def __init__(
+        self, specs: Iterable[TableSpec], columns: Mapping[str, int], table_init: float, seed: int, empty: bool = False
+    ) -> None:
+        """Rows start normal; those of a table depend on the seed and the table's name alone, not on where it lives.
+
+        Args:
+            specs: the tables.
+            columns: position of each categorical field in `Batch.categorical`.
+            table_init: standard deviation of fresh rows.
+            seed: of their draw.
+            empty: tables are on the meta device, to be sharded and drawn where they are put (`draw`).
+        """
         super().__init__()
         self.columns = dict(columns)
+        self.table_init, self.seed = table_init, seed
         self.specs = ordered = list(specs)
         pooled = [spec for spec in ordered if not spec.sequences]
-        self.bags: Any = _bags(pooled, table_init) if pooled else None
+        self.bags: Any = EmbeddingBagCollection(list(map(_bag_config, pooled)), device=_META) if pooled else None
         self.embeddings = nn.ModuleDict()
         self._bag_lookup = _Lookup.of(pooled)
         self._lookups: dict[str, _Lookup] = {}
         for dim in sorted({spec.dim for spec in ordered if spec.sequences}):
             group = [spec for spec in ordered if spec.sequences and spec.dim == dim]
-            self.embeddings[str(dim)] = _embeddings(group, table_init)
+            self.embeddings[str(dim)] = EmbeddingCollection([EmbeddingConfig(**_config(spec)) for spec in group], _META)
             self._lookups[str(dim)] = _Lookup.of(group)
+        self.sharded = False
+        self._sent: dict[int, tuple[Batch, Any, Any]] = {}  # the batch too, so that its id is nobody else's
+        self.pools: list[Pool] = []
+        if not empty:
+            self._pool(fresh=True)
 
     def forward(self, batch: Batch) -> Rows:
-        rows = Rows({}, {})
+        blocks: dict[tuple[Key, ...], Tensor] = {}
+        steps: dict[Key, Steps] = {}
         masks = {name: _mask(batch.sequences[name], lengths) for name, lengths in batch.lengths.items()}
-        if isinstance(self.bags, EmbeddingBagCollection):
-            self._read(batch, masks, self._bag_lookup, self.bags.embedding_bags, rows)
-        elif self.bags is not None:
-            self._ask(batch, masks, self._bag_lookup, self.bags, rows)
+        if not self.sharded:
+            self._read(batch, masks, blocks, steps)
+            return Rows(blocks, steps)
+        if self.bags is not None:
+            self._ask_bags(batch, blocks)
         for dim, module in self.embeddings.items():
-            if isinstance(module, EmbeddingCollection):
-                self._read(batch, masks, self._lookups[dim], module.embeddings, rows)
-            else:
-                self._ask(batch, masks, self._lookups[dim], module, rows)
-        return rows
+            self._ask(batch, masks, self._lookups[dim], module, blocks, steps)
+        return Rows(blocks, steps)
+
+    def release(self) -> None:
+        """Before the collections are sharded: from now on they are asked, and own their parameters."""
+        self.sharded = True
+        self.pools = []
+
+    def draw(self, spec: TableSpec, weight_RD: Tensor) -> None:
+        """Fill a table with its fresh rows."""
+        state = np.random.SeedSequence([self.seed, zlib.crc32(spec.name.encode())]).generate_state(1, np.uint64)
+        generator = torch.Generator(weight_RD.device).manual_seed(int(state[0] >> 1))
+        nn.init.normal_(weight_RD, std=self.table_init, generator=generator)
+
+    def groups(self) -> list[list[TableSpec]]:
+        """Tables that are looked up and trained together: those of a view that have one width."""
+        groups: dict[tuple[str, int], list[TableSpec]] = {}
+        for spec in self.specs:
+            if not spec.sequences:
+                groups.setdefault((spec.view, spec.dim), []).append(spec)
+        return [*groups.values(), *([spec] for spec in self.specs if spec.sequences)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.sharded:  # a move gives every parameter a storage of its own
+            self._pool(fresh=False)
+        return self
+
+    def _pool(self, fresh: bool) -> None:
+        self.pools = [self._pooled(group, fresh) for group in self.groups()]
+
+    def _pooled(self, specs: list[TableSpec], fresh: bool) -> "Pool":
+        modules = [self._module(spec) for spec in specs]
+        if fresh:
+            weight = zeros(sum(spec.rows for spec in specs), specs[0].dim)
+        else:
+            weight = torch.cat([module.weight.detach() for module in modules])
+        pool = Pool(specs, weight)
+        for spec, module, rows in zip(specs, modules, pool.parts.values(), strict=True):
+            if fresh:
+                self.draw(spec, weight[rows])
+            module.weight = nn.Parameter(weight[rows])
+        return pool
+
+    def _module(self, spec: TableSpec) -> Any:
+        """The module that holds a table's weight."""
+        if spec.sequences:
+            return self.embeddings[str(spec.dim)].embeddings[spec.name]  # type: ignore[index]
+        return self.bags.embedding_bags[spec.name]
 
     def _read(
-        self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup", modules: nn.ModuleDict, rows: Rows
+        self,
+        batch: Batch,
+        masks: Mapping[str, Tensor],
+        blocks: dict[tuple[Key, ...], Tensor],
+        steps: dict[Key, Steps],
     ) -> None:
-        """Rows straight from the parameters of unsharded tables."""
-        for spec in lookup.specs:
-            module: Any = modules[spec.name]
-            if spec.field is not None:
-                ids_B = batch.categorical[:, self.columns[spec.field]]
-                rows.single[spec.name, spec.field] = _rows(module, ids_B)
-            for name in spec.sequences:
-                # Valid steps only: padding must not touch row 0, not even with a gradient of zero.
-                valid_N = batch.sequences[name][masks[name]]
-                x_ND = _rows(module, valid_N)
-                rows.steps[spec.name, name] = _padded(x_ND, masks[name])
+        """Rows straight from the pools."""
+        asked: dict[tuple[tuple[str, int], ...], Ids] = {}
+        for pool in self.pools:
+            if pool.layout:
+                if pool.layout not in asked:  # views of the same fields ask for the same rows
+                    columns = [self.columns[field] for field, _ in pool.layout]
+                    asked[pool.layout] = Ids(_columns(batch.categorical, columns) + pool.first_F)
+                blocks[pool.keys] = pool.look_up(asked[pool.layout])
+            for spec in pool.specs:
+                for name in spec.sequences:
+                    # Valid steps only: padding must not touch row 0, not even with a gradient of zero.
+                    valid_N = batch.sequences[name][masks[name]]
+                    x_ND = pool.look_up(Ids(valid_N[:, None])).squeeze(1)
+                    steps[spec.name, name] = _padded(x_ND, masks[name])
+
+    def send(self, batch: Batch) -> None:
+        """Of sharded tables: begin to exchange the batch's ids with the other processes; `forward` will need them."""
+        if isinstance(self.bags, EmbeddingBagCollection) or self.bags is None:
+            return
+        context = self.bags.create_context()
+        # Waits for the sizes of what will come; the ids themselves travel while something else is computed.
+        arriving = self.bags.input_dist(context, self._jagged(batch, {}, self._bag_lookup)).wait()
+        self._sent[id(batch)] = (batch, context, arriving)
+
+    def _ask_bags(self, batch: Batch, blocks: dict[tuple[Key, ...], Tensor]) -> None:
+        """Rows of tables with one id per row from a collection that may be sharded."""
+        if isinstance(self.bags, EmbeddingBagCollection):
+            answer = self.bags(self._jagged(batch, {}, self._bag_lookup))
+        else:
+            if id(batch) not in self._sent:
+                self.send(batch)
+            _, context, arriving = self._sent.pop(id(batch))
+            answer = self.bags.compute_and_output_dist(context, arriving.wait()).wait()
+        names = {spec.name: found for spec, [found] in zip(self._bag_lookup.specs, self._bag_lookup.names, strict=True)}
+        groups = [group for group in self.groups() if not group[0].sequences]
+        values = KeyedTensor.regroup([answer], [[names[spec.name] for spec in group] for group in groups])
+        for group, x in zip(groups, values, strict=True):
+            blocks[_keys(group)] = x.view(len(x), len(group), group[0].dim)
 
     def _ask(
-        self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup", collection: nn.Module, rows: Rows
+        self,
+        batch: Batch,
+        masks: Mapping[str, Tensor],
+        lookup: "_Lookup",
+        collection: nn.Module,
+        blocks: dict[tuple[Key, ...], Tensor],
+        steps: dict[Key, Steps],
     ) -> None:
-        """Rows from a sharded collection, through TorchRec's own format."""
-        answer = collection(self._jagged(batch, masks, lookup))
-        pooled = collection is self.bags
-        found = answer.to_dict() if pooled else answer
+        """Rows of tables that sequences read, through TorchRec's own format."""
+        found = collection(self._jagged(batch, masks, lookup))
         for spec, names in zip(lookup.specs, lookup.names, strict=True):
             for feature, name in zip(spec.features, names, strict=True):
-                x = found[name] if pooled else found[name].values()
                 if feature == spec.field:
-                    rows.single[spec.name, feature] = x
+                    blocks[((spec.name, feature),)] = found[name].values()[:, None]
                 else:
-                    rows.steps[spec.name, feature] = _padded(x, masks[feature])
+                    steps[spec.name, feature] = _padded(found[name].values(), masks[feature])
 
     def _jagged(self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup") -> KeyedJaggedTensor:
         ones_B = torch.ones(batch.size, dtype=torch.int64, device=batch.label.device)
@@ -122,6 +258,116 @@ class Tables(nn.Module):
         )
 
 
+class Pool:
+    """Tables of one width, one behind the other in one tensor, which takes the place of their parameters in training.
+
+    The parameters keep their names and are views of `weight`; gradients arrive at `weight`, and only there.
+    """
+
+    def __init__(self, specs: Sequence[TableSpec], weight: Tensor, sharded: bool = False) -> None:
+        """`weight`: (rows of all tables, dim). `sharded`: as part of a sharded collection."""
+        self.specs = list(specs)
+        self.sharded = sharded
+        self.sparse = sharded
+        """Whether gradients are sparse tensors (coalesced) of the rows that were looked up."""
+        bounds = np.cumsum([0, *(spec.rows for spec in specs)]).tolist()
+        self.parts = {
+            spec.parameter: slice(*rows) for spec, rows in zip(specs, itertools.pairwise(bounds), strict=True)
+        }
+        """Each table's rows, by the name of its parameter within `Tables`."""
+        self.keys = _keys(specs)
+        self.layout = tuple((spec.field, spec.rows) for spec in specs if spec.field is not None)
+        """The fields that read one row each, and how many rows each chooses from."""
+        self.weight = weight.detach().requires_grad_()
+        self.first_F = torch.tensor(bounds[:-1], device=weight.device)
+
+    @property
+    def once(self) -> bool:
+        """Whether a batch is looked up in one go; then each row has one gradient."""
+        return not any(spec.sequences for spec in self.specs)
+
+    def look_up(self, ids: "Ids") -> Tensor:
+        """(B, F) row numbers within the pool -> (B, F, dim)"""
+        rows: Tensor = _Gather.apply(self.weight, ids, self.sparse)  # type: ignore[no-untyped-call]
+        return rows
+
+
+class Ids:
+    """The row numbers (B, F) of one look-up, field f's all smaller than field f + 1's."""
+
+    def __init__(self, row_BF: Tensor) -> None:
+        self.row_BF = row_BF
+
+    @cached_property
+    def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The U distinct rows, rising, (U,); where in the third the places of each begin (U,); the places, (B * F,).
+
+        Places count through (B, F) row by row. Fields are sorted side by side, which is faster than one long sort.
+        """
+        fields = self.row_BF.shape[1]
+        # Half the width sorts faster; a pool of 2**31 rows does not fit a machine whose tables are not sharded.
+        sorted_FB, place_FB = self.row_BF.t().int().sort(dim=1)
+        row_U, count_U = torch.unique_consecutive(sorted_FB.flatten(), return_counts=True)
+        place_FB = place_FB * fields + torch.arange(fields, device=place_FB.device)[:, None]
+        return row_U.long(), count_U.cumsum(0) - count_U, place_FB.flatten()
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of a tensor. Its gradient is summed row by row: by torch's own rule that takes several times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Ids, sparse: bool) -> Tensor:
+        ctx.ids, ctx.sparse, ctx.shape = ids, sparse, weight.shape
+        return weight.index_select(0, ids.row_BF.flatten()).view(*ids.row_BF.shape, weight.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BFD: Tensor) -> tuple[Tensor, None, None]:
+        row_U, start_U, place_N = ctx.ids.by_row
+        gradient_ND = gradient_BFD.reshape(-1, ctx.shape[1])
+        sum_UD = functional.embedding_bag(place_N, gradient_ND, start_U, mode="sum")
+        if ctx.sparse:
+            sparse = torch.sparse_coo_tensor(row_U[None], sum_UD, ctx.shape, is_coalesced=True, check_invariants=False)
+            return sparse, None, None
+        return sum_UD.new_zeros(ctx.shape).index_copy_(0, row_U, sum_UD), None, None
+
+
+@dataclass(frozen=True, eq=False)
+class Leaf:
+    """What gradients arrive at and an optimizer updates: a parameter, or a pool of them."""
+
+    weight: Tensor
+    parts: dict[str, slice]
+    """Name of each parameter in the model -> its rows in `weight`."""
+    pool: Pool | None = None
+
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        """A value with a row per row of the weight (or one for all of them), by parameter. Not copies."""
+        return {name: value[rows] if value.dim() else value for name, rows in self.parts.items()}
+
+    def joined(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The opposite of `split`."""
+        parts = [values[name] for name in self.parts]
+        return torch.cat(parts) if parts[0].dim() and len(parts) > 1 else parts[0].clone()
+
+
+def leaves(model: nn.Module) -> list[Leaf]:
+    """Everything trainable in the model, each parameter once."""
+    return list(_leaves(model))
+
+
+def _leaves(model: nn.Module) -> Iterator[Leaf]:
+    pooled: set[str] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, Tables):
+            for pool in module.pools:
+                parts = {f"{prefix}.{name}" if prefix else name: rows for name, rows in pool.parts.items()}
+                pooled |= parts.keys()
+                yield Leaf(pool.weight, parts, pool)
+    for name, parameter in model.named_parameters():
+        if name not in pooled and parameter.numel():  # a sharded table that lives elsewhere is empty here
+            yield Leaf(parameter, {name: slice(None)})
+
+
 @dataclass(frozen=True)
 class _Lookup:
     """The tables of one collection, its distinct features, and TorchRec's name for each (table, feature)."""
@@ -132,16 +378,16 @@ class _Lookup:
 
     @staticmethod
     def of(specs: list[TableSpec]) -> "_Lookup":
-        names = get_embedding_names_by_table([_bag_config(spec, 1.0) for spec in specs])
+        names = get_embedding_names_by_table([_bag_config(spec) for spec in specs])
         return _Lookup(specs, list(dict.fromkeys(feature for spec in specs for feature in spec.features)), names)
 
 
-def _rows(module: Any, ids_N: Tensor) -> Tensor:
-    """Rows of an unsharded table, (N, dim)."""
-    if module.sparse:
-        return functional.embedding(ids_N, module.weight, sparse=True)
-    # Its dense gradient costs a third of `functional.embedding`'s on a CPU.
-    return module.weight.index_select(0, ids_N)  # type: ignore[no-any-return]
+def _keys(specs: Iterable[TableSpec]) -> tuple[Key, ...]:
+    return tuple((spec.name, spec.field) for spec in specs if spec.field is not None)
+
+
+def _columns(id_BC: Tensor, columns: list[int]) -> Tensor:
+    return id_BC if columns == list(range(id_BC.shape[1])) else id_BC[:, columns]
 
 
 def _mask(ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
@@ -158,23 +404,14 @@ def _padded(x_ND: Tensor, mask_BT: Tensor) -> Steps:
     return Steps(zeros_BTD.masked_scatter(mask_BT[..., None], x_ND), mask_BT)
 
 
-def _bags(specs: Iterable[TableSpec], table_init: float) -> EmbeddingBagCollection:
-    return EmbeddingBagCollection(tables=[_bag_config(spec, table_init) for spec in specs])
+def _bag_config(spec: TableSpec) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(**_config(spec))
 
 
-def _bag_config(spec: TableSpec, table_init: float) -> EmbeddingBagConfig:
-    return EmbeddingBagConfig(**_config(spec, table_init))
-
-
-def _embeddings(specs: Iterable[TableSpec], table_init: float) -> EmbeddingCollection:
-    return EmbeddingCollection(tables=[EmbeddingConfig(**_config(spec, table_init)) for spec in specs])
-
-
-def _config(spec: TableSpec, table_init: float) -> dict[str, Any]:
+def _config(spec: TableSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "embedding_dim": spec.dim,
         "num_embeddings": spec.rows,
         "feature_names": spec.features,
-        "init_fn": partial(nn.init.normal_, std=table_init),
     }
