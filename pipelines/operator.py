@@ -68,14 +68,14 @@ class Operator:
         if again is not None:
             asyncio.get_running_loop().call_later(again, lambda: asyncio.ensure_future(self.look(name)))
 
-    def names(self) -> list[str]:
-        """All pipelines."""
+    def unfinished(self) -> list[str]:
+        """Pipelines that have not ended, or have been changed since: nothing else is left to be done about any."""
         try:
             found = self.objects.list_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL)
         except Exception as error:
             log.warning("will list again: %s", error)
             return []
-        return [item["metadata"]["name"] for item in found["items"]]
+        return [item["metadata"]["name"] for item in found["items"] if not _ended(item)]
 
     def _look(self, name: str) -> float | None:
         started = time.perf_counter()
@@ -194,6 +194,13 @@ class Operator:
         self._forgiving(lambda: self.core.create_namespaced_event(self.namespace, body))
 
 
+def _ended(found: dict[str, Any]) -> bool:
+    """Whether the pipeline succeeded or failed with the settings that it has now."""
+    status = found.get("status", {})
+    current = status.get("observedGeneration") == found["metadata"]["generation"]
+    return current and status.get("phase") in ("Succeeded", "Failed")
+
+
 def _owner(found: dict[str, Any]) -> dict[str, Any]:
     about = found["metadata"]
     owner = {"apiVersion": found["apiVersion"], "kind": found["kind"], "name": about["name"], "uid": about["uid"]}
@@ -223,7 +230,7 @@ def main() -> None:
     async def resync() -> None:
         """Whatever a lost watch has missed is seen here."""
         while True:
-            for name in await asyncio.to_thread(operator.names):
+            for name in await asyncio.to_thread(operator.unfinished):
                 await operator.look(name)
             await asyncio.sleep(RESYNC_SECONDS)
 
