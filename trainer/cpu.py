@@ -6,15 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Tensor:
     """Zeros for something large that is read here and there.
 
-    In huge pages, where Linux offers them to those who ask (`transparent_hugepage: madvise`): most reads then find the
-    place of their page at hand, and a first touch maps 2 MB instead of 4 KB. NumPy asks for them, torch does not.
+    On a processor in huge pages, where Linux offers them to those who ask (`transparent_hugepage: madvise`): most
+    reads then find the place of their page at hand, and a first touch maps 2 MB instead of 4 KB. NumPy asks for them,
+    torch does not.
     """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 

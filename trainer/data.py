@@ -49,6 +49,24 @@ class Batch:
     def size(self) -> int:
         return self.label.shape[0]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same rows there; on a GPU they arrive while it computes."""
+        if self.label.device == device:
+            return self
+
+        def moved(value: Tensor) -> Tensor:
+            value = value.pin_memory() if device.type == "cuda" else value
+            return value.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            categorical=moved(self.categorical),
+            numeric=moved(self.numeric),
+            label=moved(self.label),
+            sequences={name: moved(ids) for name, ids in self.sequences.items()},
+            lengths={name: moved(lengths) for name, lengths in self.lengths.items()},
+        )
+
 
 @dataclass(frozen=True)
 class Jagged:

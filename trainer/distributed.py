@@ -109,10 +109,14 @@ def _train(job: Job) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
+    from trainer.device import device, take
+
     store, rank, world = next(rendezvous("env://", timeout=PATIENCE))
     # The agent's store outlives an attempt, and with it the addresses of processes that are gone.
     attempt = PrefixStore(f"attempt-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=world, timeout=PATIENCE)
+    take(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if device().type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=world, timeout=PATIENCE)
     first = dist.get_rank() == 0
 
     def say(message: Message) -> None:

@@ -24,6 +24,7 @@ from trainer.average import RunningAverage
 from trainer.checkpoint import Checkpoints, State
 from trainer.cpu import prepare_process
 from trainer.data import Batch, Table
+from trainer.device import device_of
 from trainer.metrics import Vector
 from trainer.optim import Optimizers
 from trainer.pieces import Piece, Shape, beside, room
@@ -110,7 +111,8 @@ def fit(
     With `gates` it is a supernet, and is left as it stands after its last epoch.
 
     Args:
-        model: as `build.build` makes it, or that after `sharding.shard`; every process then calls `fit` alike.
+        model: as `build.build` makes it, or that after `sharding.shard`; every process then calls `fit` alike. It is
+            trained on the device that it is on.
         seed: decides the order of the rows and dropout. The global random state of torch is set from it.
         checkpoints: folder (a path or an fsspec URL) for the states of the training; the newest found is continued.
         save_seconds: time between two states within an epoch.
@@ -140,9 +142,11 @@ def predict(model: nn.Module, table: Table, batch_size: int = 16_384) -> Vector:
     """
     if was_training := model.training:
         model.eval()
+    device = device_of(model)
     # A sharded model answers all processes or none, so those with fewer rows give their last row again.
     rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
-    outputs = [model(table.take(rows_B)).double() for rows_B in torch.split(rows_N, batch_size)] if table.rows else []
+    chunks = torch.split(rows_N, batch_size) if table.rows else []
+    outputs = [model(table.take(rows_B).to(device)).double().cpu() for rows_B in chunks]
     if was_training:
         model.train()
     output_N = gather_rows(torch.cat(outputs or [torch.empty(0, dtype=torch.float64)])[: table.rows])
@@ -178,6 +182,7 @@ class _Run:
     ) -> None:
         prepare_process()
         self.model, self.train, self.valid = model, train, valid
+        self.device = device_of(model)
         self.valid_label = gather_rows(valid.label).numpy()
         self.settings, self.task, self.seed, self.gates = settings, task, seed, gates
         self.key = f"{task} seed {seed} {settings.model_dump_json()}"
@@ -230,13 +235,21 @@ class _Run:
             if better:
                 self.best_epoch = len(self.history)
                 if self.gates is None:
-                    self.best = {name: weight.clone() for name, weight in self.weights.items()}
+                    self._keep()
         best = value if better else self.history[-1].best
         record = EpochRecord(len(self.history), loss, valid, best, time.perf_counter() - self.started, samples)
         self.history.append(record)
         self.begun, self.started = _Begun(), time.perf_counter()
         self._save()
         return record
+
+    def _keep(self) -> None:
+        """Put the weights aside as the best, in the place of those before."""
+        if self.best:
+            for name, weight in self.weights.items():
+                self.best[name].copy_(weight)
+        else:
+            self.best = {name: weight.clone() for name, weight in self.weights.items()}
 
     def finish(self, stopped: Literal["patience", "epochs", "pruned"]) -> FitResult:
         for name, weight in self.best.items():
@@ -311,7 +324,7 @@ class _Run:
         self.model.train()
         order = (self.seed, epoch)
         batches = self.train.batches(self.settings.batch_size, seed_epoch=order, start=begun.step)
-        for batch in ahead(self.model, batches):
+        for batch in ahead(self.model, (batch.to(self.device) for batch in batches)):
             torch.manual_seed(seed + begun.step)
             loss = self._step(batch)
             begun.loss += loss * batch.of / world
@@ -348,7 +361,7 @@ class _Run:
         if self.average:
             self.average.after_step()
         if self.gates:
-            self.gates.after_step(batch, lambda rows: self._loss(rows, unwrapped(self.model)))
+            self.gates.after_step(batch, lambda rows: self._loss(rows.to(self.device), unwrapped(self.model)))
         self.optimizers.zero_grad()
         return loss.item()
 
@@ -375,13 +388,18 @@ def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
 def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextManager[Any]:
     """The number format of the forward pass.
 
-    auto: bf16 pays only where the CPU multiplies it (AVX-512 BF16 or AMX) and the products outweigh the casts. The
-    choice follows the machine and the model's shapes, never a stopwatch, so that a training repeats itself.
+    auto: bf16 pays only where the machine multiplies it (a CPU with AVX-512 BF16 or AMX, a GPU from Ampere on) and the
+    products outweigh the casts. The choice follows the machine and the model's shapes, never a stopwatch, so that a
+    training repeats itself.
     """
+    kind = device_of(model).type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     macs = sum(weight.numel() for weight in unwrapped(model).dense_parameters() if weight.dim() == 2)
-    pays = (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and macs >= BF16_MACS
-    if settings.precision == "bf16" or (settings.precision == "auto" and pays):
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+    if settings.precision == "bf16" or (settings.precision == "auto" and fast and macs >= BF16_MACS):
+        return torch.autocast(kind, dtype=torch.bfloat16)
     return nullcontext()
 
 

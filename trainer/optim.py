@@ -60,8 +60,8 @@ class LazyAdam(torch.optim.Optimizer):
         self._average = average
         for table in self._tables():
             # Side by side, for rows of large tables cost by the places in memory that they are fetched from.
-            values = zeros(table.shape[0], 3 if average else 2, table.shape[1])
-            touched = zeros(table.shape[0], dtype=torch.int32)
+            values = zeros(table.shape[0], 3 if average else 2, table.shape[1], device=table.device)
+            touched = zeros(table.shape[0], dtype=torch.int32, device=table.device)
             self.state[table] = {"step": torch.zeros(()), "values": values, "touched": touched}
 
     @torch.no_grad()
@@ -223,10 +223,14 @@ def lazily(rows: int, settings: TrainSettings) -> bool:
 
 def _leaf_shares(every: Iterable[Leaf], shares: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
     """Weight -> (rows,) factor of each row's penalty, for the leaves that have any."""
+
+    def share(leaf: Leaf, name: str) -> Tensor:
+        if name in shares:
+            return shares[name].to(leaf.weight.device)
+        return torch.ones_like(leaf.weight[leaf.parts[name], 0])
+
     return {
-        leaf.weight: leaf.joined(
-            {name: shares.get(name, torch.ones_like(leaf.weight[rows, 0])) for name, rows in leaf.parts.items()}
-        )
+        leaf.weight: leaf.joined({name: share(leaf, name) for name in leaf.parts})
         for leaf in every
         if shares.keys() & leaf.parts.keys()
     }

@@ -1,4 +1,4 @@
-"""One model on several processes: TorchRec's `DistributedModelParallel` over gloo, and what `fit` needs around it.
+"""One model on several processes: TorchRec's `DistributedModelParallel` and what `fit` needs around it.
 
 Tables that are trained densely (`optim.lazily`) live on every process, their gradients averaged. The others live whole
 on one process each, where TorchRec's planner puts them, and are trained as in one process: FBGEMM's fused optimizers on
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from trainer.data import Batch
+from trainer.device import device
 from trainer.modules.tables import Ids, Pool, Tables
 from trainer.optim import lazily
 from trainer.pieces import Piece
@@ -48,10 +49,12 @@ def shard(model: nn.Module, settings: TrainSettings, *, partly: bool = False) ->
     weights = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
     tables = next(module for module in model.modules() if isinstance(module, Tables))
     tables.release()
+    here = device()
+    model._apply(lambda value: value if value.is_meta else value.to(here))  # type: ignore[no-untyped-call]
     sharder = EmbeddingBagCollectionSharder()
     sharded: nn.Module = DistributedModelParallel(
         model,
-        device=torch.device("cpu"),
+        device=here,
         plan=_plan(model, tables, sharder, settings),
         sharders=[sharder],
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=not partly, find_unused_parameters=partly),
@@ -73,10 +76,7 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def ahead(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; of a sharded model the ids of each travel while the batch before it is trained on."""
-    if model is unwrapped(model):
-        yield from batches
-        return
+    """The batches, each begun while the one before it is trained on; of a sharded model its ids travel meanwhile."""
     tables: Tables = unwrapped(model).tables
     for batch, following in itertools.pairwise(itertools.chain(batches, [None])):
         assert batch is not None
@@ -120,7 +120,9 @@ def _plan(model: nn.Module, tables: Tables, sharder: Any, settings: TrainSetting
     world = dist.get_world_size()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     memory = psutil.virtual_memory().total // here
-    topology = Topology(world, "cpu", ddr_cap=memory, local_world_size=here)
+    kind = device().type
+    gpu = torch.cuda.mem_get_info()[1] if kind == "cuda" else None
+    topology = Topology(world, kind, hbm_cap=gpu, ddr_cap=memory, local_world_size=here)
     rows = -(-settings.batch_size // world)
     planner = EmbeddingShardingPlanner(topology=topology, batch_size=rows, constraints=constraints)
     plan: Any = planner.collective_plan(model, [sharder], dist.group.WORLD)

@@ -115,7 +115,7 @@ def run_jobs(
     called every few seconds, and `meanwhile`, for what can be done ahead, while all workers are busy. Unless `alone`,
     outcomes may also come about elsewhere, and are waited for.
     """
-    pool = [_Worker(workers) for _ in range(workers)]
+    pool = [_Worker(number, workers) for number in range(workers)]
     try:
         while True:
             answer: Job | Literal["wait"] | None = "wait"
@@ -154,8 +154,8 @@ def threads(processes: int) -> int:
 class _Worker:
     """The parent's end of one worker process, started on first use and again after a death."""
 
-    def __init__(self, workers: int) -> None:
-        self.threads = threads(workers)
+    def __init__(self, number: int, workers: int) -> None:
+        self.number, self.threads = number, threads(workers)
         self.process: Any = None
         self.job: Job | None = None
         self.attempts = 0
@@ -204,7 +204,7 @@ class _Worker:
         context = _context()
         child_receiver, self.sender = context.Pipe(duplex=False)
         self.receiver, child_sender = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work, args=(child_receiver, child_sender, self.threads))
+        self.process = context.Process(target=_work, args=(child_receiver, child_sender, self.number, self.threads))
         self.process.start()
         child_receiver.close()
         child_sender.close()
@@ -225,8 +225,8 @@ def _context() -> Any:
     return context
 
 
-def _work(receiver: Connection, sender: Connection, threads: int) -> None:
-    """The worker process: train each job that comes, until the run that started it is gone."""
+def _work(receiver: Connection, sender: Connection, number: int, threads: int) -> None:
+    """The worker process of this number: train each job that comes, until the run that started it is gone."""
     # On Linux its parent is the process that it was forked from, which dies with the run.
     die_with_parent(os.getppid())
     run = multiprocessing.parent_process()
@@ -235,7 +235,10 @@ def _work(receiver: Connection, sender: Connection, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     import torch
 
+    from trainer.device import take
+
     torch.set_num_threads(threads)
+    take(number)
     while True:
         try:
             job: Job = receiver.recv()
@@ -268,6 +271,7 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     from trainer.architecture import Architecture
     from trainer.build import build
     from trainer.checkpoint import save_weights
+    from trainer.device import device
     from trainer.fit import Diverged, EpochRecord, fit
     from trainer.processes import rank_and_world
     from trainer.sharding import shard
@@ -295,7 +299,7 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
             seed=job.seed,
             empty_tables=several,
         )
-        model = shard(built, settings) if several else built
+        model = shard(built, settings) if several else built.to(device())
         result = fit(
             model,
             train,

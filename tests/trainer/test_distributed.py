@@ -1,6 +1,7 @@
 """A training under torchrun on this machine comes to what one process comes to, and its end is heard of."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -119,9 +120,14 @@ def kill(rank: int) -> None:
     raise AssertionError(f"there is no process of rank {rank}")
 
 
+ONE_MACHINE = [World(processes=2)]
+TWO_MACHINES = [World(2, 1, node, "127.0.0.1") for node in range(2)]
+
+
 @pytest.mark.slow
-def test_a_killed_process_changes_nothing(job: Job, tmp_path: Path) -> None:
-    """SIGKILL in the middle of an epoch of 128 steps; torchrun starts both processes again."""
+@pytest.mark.parametrize("machines", [ONE_MACHINE, TWO_MACHINES], ids=["one machine", "two machines"])
+def test_a_killed_process_changes_nothing(job: Job, tmp_path: Path, machines: list[World]) -> None:
+    """SIGKILL in the middle of an epoch of 128 steps; torchrun (of each machine its own) starts both processes again."""
     settings = {**job.candidate["training"], "batch_size": 4, "epochs": 4, "patience": 4}
     job = Job(**{**vars(job), "candidate": {**job.candidate, "training": settings}, "save_seconds": 0.0})
     said: dict[str, list[Message]] = {}
@@ -130,7 +136,10 @@ def test_a_killed_process_changes_nothing(job: Job, tmp_path: Path) -> None:
         folder = tmp_path / name
         launched = Job(**{**vars(job), "checkpoints": folder, "weights": None})
         said[name] = []
-        launch(launched, World(processes=2), said[name].append)
+        with ThreadPoolExecutor() as pool:
+            ends = [pool.submit(launch, launched, machine, said[name].append) for machine in machines]
+        for end in ends:
+            end.result()
 
     run("quiet")
     thread = Thread(target=run, args=("killed",))

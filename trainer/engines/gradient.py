@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from trainer.architecture import Architecture
 from trainer.build import Model
 from trainer.data import Batch, Table
+from trainer.device import device
 from trainer.figures import Figure
 from trainer.fit import EpochRecord, fit
 from trainer.processes import rank_and_world, summed
@@ -121,6 +122,7 @@ def search(
     settings = settings.model_copy(update={"epochs": schedule.epochs, "patience": schedule.epochs, "average": 0.0})
     if schedule.table_l2 is not None:
         settings = settings.model_copy(update={"table_l2": schedule.table_l2})
+    supernet.model.to(device())
     gates = _Gates(supernet, train, valid, settings.batch_size, seed)
 
     def watch(record: EpochRecord) -> bool:
@@ -141,6 +143,8 @@ def search(
         gates=gates,
     )
     started = time.perf_counter()
+    for gate in supernet.gates.values():  # a few numbers, which methods read where their other data are
+        gate.data = gate.data.cpu()
     supernet.relax(1.0, frozen=False, deciding=False)
     architecture, figures = supernet.derive(), supernet.figures(gates.trace())
     seconds = result.seconds + time.perf_counter() - started
@@ -200,7 +204,9 @@ class _Gates:
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
                 key, _, gate = rest.partition("/")
-                self.optimizer.state[self.supernet.gates[gate]][key] = value
+                parameter = self.supernet.gates[gate]
+                # Numbers of steps stay where Adam reads them.
+                self.optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else value
         self.rows = None
 
     def _decide(self, batch: Batch, loss: Callable[[Batch], Tensor]) -> None:
@@ -235,7 +241,7 @@ class _Gates:
     def _note(self) -> None:
         self.epochs.append(self.step / self.per_epoch)
         for name, gate in self.supernet.gates.items():
-            self.values[name].append(gate.detach().clone())
+            self.values[name].append(gate.detach().clone().cpu())
 
 
 @contextmanager

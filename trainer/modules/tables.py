@@ -155,10 +155,14 @@ class Tables(nn.Module):
         return [*groups.values(), *([spec] for spec in self.specs if spec.sequences)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
+        before = self._storages()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if not self.sharded:  # a move gives every parameter a storage of its own
+        if not self.sharded and self._storages() != before:  # a move gives every parameter a storage of its own
             self._pool(fresh=False)
         return self
+
+    def _storages(self) -> list[int]:
+        return [parameter.untyped_storage()._cdata for parameter in self.parameters()]
 
     def _pool(self, fresh: bool) -> None:
         self.pools = [self._pooled(group, fresh) for group in self.groups()]
