@@ -80,9 +80,9 @@ class Replay:
             case "metrics":
                 self._log_metrics(self._run_id(opening, event["run"]), event["values"])
             case "artifact":
-                self._log_artifact(self._run_id(opening, event["run"]), _find(opening, event["path"]), event["to"])
+                self._log_artifact(self._run_id(opening, event["run"]), opening, event["path"], event["to"])
             case "register":
-                self._register(self._run_id(opening, event["run"]), _find(opening, event["path"]), event, opening)
+                self._register(self._run_id(opening, event["run"]), event, opening)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -128,13 +128,22 @@ class Replay:
         for start in range(0, len(values), METRICS_PER_CALL):
             self._client.log_batch(run, metrics=values[start : start + METRICS_PER_CALL])
 
-    def _log_artifact(self, run: str, path: Path, to: str) -> None:
-        if path.is_dir():
-            self._client.log_artifacts(run, str(path), to or path.name)
-        else:
-            self._client.log_artifact(run, str(path), to or None)
+    def _log_artifact(self, run: str, opening: Event, relative: str, to: str) -> None:
+        """Send a file or a folder of the step's output, once more if it has got its final name meanwhile."""
+        while True:
+            path = _find(opening, relative)
+            try:
+                if path.is_dir():
+                    self._client.log_artifacts(run, str(path), to or path.name)
+                else:
+                    self._client.log_artifact(run, str(path), to or None)
+            except FileNotFoundError:
+                if path.exists():
+                    raise
+            if path.exists():  # else MLflow may have sent a part of a folder, without a word
+                return
 
-    def _register(self, run: str, model: Path, event: Event, opening: Event) -> None:
+    def _register(self, run: str, event: Event, opening: Event) -> None:
         """A version per evaluate step, found again by its tag."""
         name, key = event["name"], opening["run"]
         try:
@@ -143,13 +152,13 @@ class Replay:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         found = self._client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{key}'")
-        version = found[0] if found else self._create_version(run, model, name, key)
+        version = found[0] if found else self._create_version(run, event, opening)
         self._client.set_registered_model_alias(name, event["alias"], version.version)
 
-    def _create_version(self, run: str, model: Path, name: str, key: str) -> ModelVersion:
-        self._client.log_artifacts(run, str(model), "model")
+    def _create_version(self, run: str, event: Event, opening: Event) -> ModelVersion:
+        self._log_artifact(run, opening, event["path"], "model")
         source = f"{self._client.get_run(run).info.artifact_uri}/model"
-        return self._client.create_model_version(name, source, run, tags={KEY_TAG: key})
+        return self._client.create_model_version(event["name"], source, run, tags={KEY_TAG: opening["run"]})
 
 
 def _metrics(event: Event) -> list[Metric]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -166,6 +167,28 @@ def test_a_model_is_registered_once_per_evaluation_and_the_alias_moves(tmp_path:
         assert int(champion.version) == int(number)
         assert (Path(champion.source.removeprefix("file://")) / "MLmodel").read_text() == number
     assert len(client.search_model_versions("name = 'ctr'")) == 2
+
+
+def test_a_model_arrives_though_its_step_ends_while_it_is_sent(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = step_folder(tmp_path, "evaluate")
+    (folder / "model").mkdir()
+    (folder / "model" / "MLmodel").write_text("whole")
+    with Tracker(folder, pipeline="moved", step="evaluate") as tracker:
+        tracker.register(folder / "model", "moved")
+    opening, *rest = events(tracker)
+    send = MlflowClient.log_artifacts
+
+    def sent(*arguments: Any) -> None:
+        if folder.exists():
+            folder.rename(tmp_path / "evaluate")
+        send(*arguments)
+
+    monkeypatch.setattr(MlflowClient, "log_artifacts", sent)
+    Replay(database, (tmp_path / "artifacts").as_uri(), {}, {}).replay(opening, rest)
+    champion = MlflowClient(database).get_model_version_by_alias("moved", "champion")
+    assert (Path(champion.source.removeprefix("file://")) / "MLmodel").read_text() == "whole"
 
 
 def test_what_mlflow_refuses_is_dropped_and_the_rest_arrives(
