@@ -74,7 +74,7 @@ def _hardware(problem: Problem, short: Plan) -> Iterator[Advice]:
         per_rank = max(memory.host for memory, _ in host.ranks)
         gib = math.ceil(per_rank * cluster.gpus / 1024**3)
         change, how = "tables in host memory (UVM caching)", f"--host-memory {gib}GiB"
-        yield Advice(change, how, problem, even_plan(problem, replace(cluster, host=gib * 1024**3)))
+        yield Advice(change, how, problem, replace(host, cluster=replace(cluster, host=gib * 1024**3)))
 
 
 # ---- fewer rows -----------------------------------------------------------------------------------------------------
@@ -90,9 +90,10 @@ def hashed(architecture: Architecture, rows: int) -> Architecture:
 
 
 def _hashed(problem: Problem, short: Plan) -> Advice | None:
-    size, missing = problem.size, short.missing * short.cluster.world
-    for attempt in range(TRIES):
-        rows = _rows_for(problem, size - missing * (1 + attempt / 10))
+    size, found = problem.size, short
+    for _ in range(TRIES):
+        size -= found.missing * short.cluster.world
+        rows = _rows_for(problem, size)
         if rows < 2:
             return None
         changed = replace(problem, architecture=hashed(problem.architecture, rows))

@@ -57,7 +57,7 @@ class RunningAverage:
         """Write the averages into the model."""
         scale = 1 / (1 - self.decay**self.steps)
         for leaf in self._optimizers.lazy:
-            torch.mul(self._optimizers.averaged(leaf), scale, out=leaf.weight.detach())
+            self._optimizers.apply_average(leaf, scale)
         for weight, total in self._sums.items():
             torch.mul(total, scale, out=weight.detach())
 

@@ -11,8 +11,9 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import add
 from typing import Any, Literal
 
 import torch
@@ -135,10 +136,10 @@ class Times:
 
     @property
     def total(self) -> float:
-        return float(sum(astuple(self)))
+        return float(sum(vars(self).values()))
 
     def __add__(self, other: "Times") -> "Times":
-        return Times(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Times(*map(add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,10 @@ class Memory:
 
     @property
     def hbm(self) -> int:
-        return int(sum(astuple(self))) - self.host
+        return int(sum(vars(self).values())) - self.host
 
     def __add__(self, other: "Memory") -> "Memory":
-        return Memory(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Memory(*map(add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,7 @@ class _Planner:
         types, kernels = ["data_parallel", "table_wise"], ["dense", "fused"]
         large = self.problem.row_bytes(spec) * spec.rows / self.problem.size > SMALL / self.cluster.world
         if self.even:
-            types = ["row_wise" if large else "table_wise"]
+            types, kernels = ["row_wise" if large else "table_wise"], ["fused"]
         elif large or not self.wide:
             types += ["row_wise", "table_row_wise"]
             types += ["column_wise", "table_column_wise"] if padded(spec.dim) > COLUMNS else []

@@ -23,6 +23,10 @@ Dense Adam is what published results were made with, so it is kept for as long a
 """
 
 
+_ROWS_AT_ONCE = 1 << 20
+"""Of a table as large as memory allows, no second copy is made."""
+
+
 class LazyAdam(torch.optim.Optimizer):
     """Adam for tables with sparse gradients: a step costs the rows the batch touches, whatever the table's size.
 
@@ -73,11 +77,13 @@ class LazyAdam(torch.optim.Optimizer):
                     self._update(table, table.grad._indices()[0], table.grad._values(), group)
 
     @torch.no_grad()
-    def averaged(self, table: Tensor) -> Tensor:
-        """The sum of the running mean with every row's latest weights counted in, (rows, dim)."""
+    def apply_average(self, table: Tensor, scale: float) -> None:
+        """Overwrite a table with `scale` times the sum of its running mean, every row's latest weights counted in."""
         state = self.state[table]
-        missed_R = state["step"] + 1 - state["touched"].clamp(min=1)
-        return torch.lerp(table, state["values"][:, 2], self._kept(missed_R))
+        parts = (value.split(_ROWS_AT_ONCE) for value in (table, state["values"], state["touched"]))
+        for row_RD, value_RKD, touched_R in zip(*parts, strict=True):
+            missed_R = state["step"] + 1 - touched_R.clamp(min=1)
+            row_RD.copy_(torch.lerp(row_RD, value_RKD[:, 2], self._kept(missed_R)).mul_(scale))
 
     def _update(self, table: Tensor, row_U: Tensor, gradient_UD: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[table], group["betas"]
@@ -171,9 +177,9 @@ class Optimizers:
         for optimizer in self._all:
             optimizer.step()
 
-    def averaged(self, leaf: Leaf) -> Tensor:
-        """The sum of a lazily trained leaf's running mean, (rows, dim) (`RunningAverage`)."""
-        return self._lazy.averaged(leaf.weight)
+    def apply_average(self, leaf: Leaf, scale: float) -> None:
+        """Overwrite a lazily trained leaf with `scale` times the sum of its running mean (`RunningAverage`)."""
+        self._lazy.apply_average(leaf.weight, scale)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Parameter name -> state tensors (not copies)."""

@@ -4,10 +4,10 @@ python -m tests.benchmarks.planning
 """
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 
+from tests.benchmarks.measure import result
 from trainer import zoo
 from trainer.advice import advise
 from trainer.architecture import Architecture
@@ -55,13 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--nodes", type=int, default=16)
     results = [measured(case, parser.parse_args().nodes) for case in CASES]
-    for result in results:
+    for case in results:
         print(
-            f"{result.name:26} {result.weights / 1e9:6.1f} billion weights, {result.tables:3} tables, "
-            f"{'fits' if result.fits else 'does not fit':12}: plan {result.plan_seconds:5.1f} s, "
-            f"advice {result.advice_seconds:5.1f} s"
+            f"{case.name:26} {case.weights / 1e9:6.1f} billion weights, {case.tables:3} tables, "
+            f"{'fits' if case.fits else 'does not fit':12}: plan {case.plan_seconds:5.1f} s, "
+            f"advice {case.advice_seconds:5.1f} s"
         )
-    print("RESULT", json.dumps([asdict(result) for result in results]))
+    result({"planning": [asdict(case) for case in results]})
 
 
 def measured(case: Case, nodes: int) -> Result:

@@ -127,7 +127,7 @@ TWO_MACHINES = [World(2, 1, node, "127.0.0.1") for node in range(2)]
 @pytest.mark.slow
 @pytest.mark.parametrize("machines", [ONE_MACHINE, TWO_MACHINES], ids=["one machine", "two machines"])
 def test_a_killed_process_changes_nothing(job: Job, tmp_path: Path, machines: list[World]) -> None:
-    """SIGKILL in the middle of an epoch of 128 steps; torchrun (of each machine its own) starts both processes again."""
+    """SIGKILL in the middle of an epoch of 128 steps; torchrun (each machine has its own) starts both again."""
     settings = {**job.candidate["training"], "batch_size": 4, "epochs": 4, "patience": 4}
     job = Job(**{**vars(job), "candidate": {**job.candidate, "training": settings}, "save_seconds": 0.0})
     said: dict[str, list[Message]] = {}
