@@ -246,6 +246,7 @@ def _plot(points: Sequence[Point], file: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.fonttype"] = "none"  # text, not outlines: smaller, and in the reader's own font
     from matplotlib import pyplot
 
     sweeps = [sweep for sweep in SWEEPS if any(point.sweep == sweep for point in points)]
@@ -265,7 +266,7 @@ def _plot(points: Sequence[Point], file: Path) -> None:
             axis.set_xlabel(sweep if row else "")
             axis.set_ylabel("" if column else label)
     figure.tight_layout()
-    figure.savefig(file)
+    figure.savefig(file, metadata={"Date": None})
 
 
 def _short(x: int) -> str:

@@ -128,6 +128,20 @@ def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(method: str, tm
 
 
 @every_method
+def test_a_search_goes_on_within_an_epoch(method: str, tmp_path: Path) -> None:
+    """From the state that was saved 16 steps into the second epoch of 40."""
+    training = QUICK.model_copy(update={"batch_size": 8})
+    steps = ROWS // training.batch_size
+    with pytest.raises(Killed):
+        net = Mortal(supernet(method, training=training).net, steps + 20)
+        ended(net, training=training, checkpoints=tmp_path, save_seconds=0.0)
+    net = supernet(method, training=training)
+    resumed = ended(net, training=training, checkpoints=tmp_path)
+    assert sum(not deciding for _, _, deciding in net.passes) == EPOCHS * steps - (steps + 16)
+    resumed.assert_equal(ended(supernet(method, training=training), training=training))
+
+
+@every_method
 def test_a_finished_search_is_not_made_again(method: str, tmp_path: Path) -> None:
     whole = ended(supernet(method), checkpoints=tmp_path)
     again = supernet(method)
