@@ -42,9 +42,14 @@ def advise(problem: Problem, short: Plan) -> Iterator[Advice]:
         formats: tuple[tuple[TablePrecision, str], ...] = (("fp16", "fp16 or bf16 tables"), ("int8", "int8 tables"))
         for precision, name in formats:
             yield _planned(name, f"--table-precision {precision}", replace(problem, precision=precision), cluster)
-    for found in (_hashed(problem, short), _halved(problem, cluster), _by_rows(problem, cluster)):
-        if found is not None:
+    for find in (_hashed, _halved, _by_rows):
+        if (found := find(problem, short)) is not None:
             yield found
+
+
+def _hopeless(problem: Problem, short: Plan) -> bool:
+    """Whether not even an even share of the tables fits a GPU; told without a plan, which takes seconds."""
+    return problem.size / short.cluster.world > short.budget - short.dense.hbm
 
 
 def _planned(change: str, how: str, problem: Problem, cluster: Cluster) -> Advice:
@@ -155,36 +160,37 @@ def _narrowed(view: View, widths: Widths) -> View:
     return view.model_copy(update={"encoders": encoders, "align": "lift", "width": view.width or max(every)})
 
 
-def _halved(problem: Problem, cluster: Cluster) -> Advice | None:
-    found = None
-    times = 0
-    while found is None or not found.plan.fits:
-        times += 1
-        changed = narrowed(problem.architecture, lambda _, dim: max(min(4, dim), dim >> times))  # noqa: B023 - used at once
-        before = found.problem if found else problem
-        if changed is None or changed == before.architecture:
-            return found
-        found = _narrow_advice(f"tables 1/{2**times} as wide", problem, changed, cluster)
-    return found
+def _halved(problem: Problem, short: Plan) -> Advice | None:
+    def half(times: int) -> Widths:
+        return lambda _, dim: max(min(4, dim), dim >> times)
+
+    # Until the widest is 4 wide.
+    levels = (max(spec.dim for spec in problem.specs) - 1 >> 2).bit_length()
+    changes = {f"tables 1/{2**times} as wide": half(times) for times in range(1, levels + 1)}
+    return _narrow_advice(changes, problem, short)
 
 
-def _by_rows(problem: Problem, cluster: Cluster) -> Advice | None:
+def _by_rows(problem: Problem, short: Plan) -> Advice | None:
     """Fields of many rows, which are the rarer ones, get narrow rows: where AutoDim and NIS end up, by a power law."""
     rows = {name: field.cardinality for name, field in problem.architecture.fields.items() if field.cardinality}
-    found = None
-    for temperature in TEMPERATURES:
-        changed = narrowed(problem.architecture, _power_law(rows, temperature))
-        if changed is not None:
-            found = _narrow_advice(f"widths by rows^-{temperature}", problem, changed, cluster)
-            if found.plan.fits:
-                break
-    return found
+    changes = {f"widths by rows^-{temperature}": _power_law(rows, temperature) for temperature in TEMPERATURES}
+    return _narrow_advice(changes, problem, short)
 
 
 def _power_law(rows: dict[str, int], temperature: float) -> Widths:
     return lambda name, dim: padded(mixed_dims(rows, dim, temperature)[name]) if dim > 4 else dim
 
 
-def _narrow_advice(change: str, problem: Problem, changed: Architecture, cluster: Cluster) -> Advice:
+def _narrow_advice(changes: dict[str, Widths], problem: Problem, short: Plan) -> Advice | None:
+    """The first of these changes with which the model fits, or the last one that changes anything."""
     how = "search.method: autodim, mde, field_dims"
-    return _planned(change, how, replace(problem, architecture=changed), cluster)
+    possible = {change: narrowed(problem.architecture, widths) for change, widths in changes.items()}
+    left = [(name, replace(problem, architecture=made)) for name, made in possible.items() if made is not None]
+    while left:
+        (change, changed), *left = left
+        if left and _hopeless(changed, short):
+            continue
+        found = _planned(change, how, changed, short.cluster)
+        if found.plan.fits or not left:
+            return found
+    return None

@@ -6,6 +6,7 @@ Counted here, for the planner knows nothing of it: what the optimizer and `fit` 
 on every GPU, and the width that FBGEMM gives a row on a GPU. Sizes are bytes, GiB are 1024**3; times are milliseconds.
 """
 
+import gc
 import logging
 import math
 import warnings
@@ -352,7 +353,8 @@ class _Planner:
                 constraints=self.constraints,
             )
             try:
-                planner.plan(self.tables, self.sharders)
+                with _uncollected():
+                    planner.plan(self.tables, self.sharders)
             except PlannerError:
                 return None
         return kept.options
@@ -583,6 +585,18 @@ def _batch(architecture: Architecture, rows: int) -> Batch:
         sequences={name: torch.zeros(rows, length, dtype=torch.int64) for name, length in lengths.items()},
         lengths={name: torch.full((rows,), length) for name, length in lengths.items()},
     )
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """The planner copies hundreds of thousands of small objects, which the garbage collector walks over and over."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @contextmanager

@@ -22,6 +22,11 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device 
     return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
+def multiplies_bf16() -> bool:
+    """Whether this processor multiplies bf16 itself, faster than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def prepare_process() -> None:
     """Call before training; again does no harm.
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from trainer import metrics
 from trainer.average import RunningAverage
 from trainer.checkpoint import Checkpoints, State
-from trainer.cpu import prepare_process
+from trainer.cpu import multiplies_bf16, prepare_process
 from trainer.data import Batch, Table
 from trainer.device import device_of
 from trainer.metrics import Vector
@@ -393,10 +393,7 @@ def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextMana
     training repeats itself.
     """
     kind = device_of(model).type
-    if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if kind == "cuda" else multiplies_bf16()
     macs = sum(weight.numel() for weight in unwrapped(model).dense_parameters() if weight.dim() == 2)
     if settings.precision == "bf16" or (settings.precision == "auto" and fast and macs >= BF16_MACS):
         return torch.autocast(kind, dtype=torch.bfloat16)

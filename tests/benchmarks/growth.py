@@ -247,7 +247,7 @@ def _plot(points: Sequence[Point], file: Path) -> None:
 
     mpl.use("Agg")
     mpl.rcParams["svg.fonttype"] = "none"  # text, not outlines: smaller, and in the reader's own font
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     sweeps = [sweep for sweep in SWEEPS if any(point.sweep == sweep for point in points)]
     figure, axes = pyplot.subplots(2, len(sweeps), figsize=(3.4 * len(sweeps), 5.6), squeeze=False)
@@ -260,13 +260,27 @@ def _plot(points: Sequence[Point], file: Path) -> None:
             axis.plot([point.x for point in swept], values, "o-")
             axis.set_xscale("log")
             axis.set_xticks([point.x for point in swept], [_short(point.x) for point in swept])
-            axis.minorticks_off()
-            axis.set_ylim(0, 1.1 * np.nanmax(values))
+            axis.xaxis.set_minor_locator(ticker.NullLocator())
+            if row:
+                _beside_linear(axis, swept)
+            else:
+                axis.set_ylim(0, 1.1 * np.nanmax(values))
+            axis.yaxis.set_major_formatter(lambda value, _: _short(round(value)))
             axis.grid(visible=True, alpha=0.3)
             axis.set_xlabel(sweep if row else "")
             axis.set_ylabel("" if column else label)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
+
+
+def _beside_linear(axis: Any, swept: Sequence[Point]) -> None:
+    """Both axes logarithmic: what grows linearly is as steep as the dashed line."""
+    linear = [swept[0].peak_mb * point.x / swept[0].x for point in swept]
+    axis.plot([point.x for point in swept], linear, "--", color="grey", linewidth=0.8)
+    peaks = [point.peak_mb for point in swept]
+    axis.set_yscale("log")
+    axis.set_ylim(0.7 * np.nanmin(peaks), 1.4 * np.nanmax(peaks))
+    axis.yaxis.set_minor_formatter(lambda value, _: _short(round(value)) if str(value)[0] in "25" else "")
 
 
 def _short(x: int) -> str:

@@ -13,6 +13,7 @@ from torch.profiler import profile as profiler
 from tests.benchmarks.criteo_shaped import Arrays, deepfm
 from tests.benchmarks.measure import StepClock
 from trainer.build import Model, build
+from trainer.cpu import multiplies_bf16
 from trainer.data import Table
 from trainer.fit import fit
 from trainer.settings import TrainSettings
@@ -61,7 +62,7 @@ def profile(data: Arrays) -> dict[str, Any]:
     bounds = _bounds(model, train, min(products), min(copies))
     bound = bounds["products_ms"] + bounds["rows_ms"]
     print(
-        f"\n  matrix products alone, bf16: {bounds['products_ms']:.1f} ms at {bounds['gflops']:,.0f} GFLOP/s"
+        f"\n  matrix products alone: {bounds['products_ms']:.1f} ms at {bounds['gflops']:,.0f} GFLOP/s"
         f"\n  touched rows ({bounds['touched']:,.0f} different ones per step): {bounds['rows_ms']:.1f} ms"
         f" at {bounds['gb_per_s']:.1f} GB/s for {bounds['mb']:.1f} MB"
         f"\n  bound {bound:.1f} ms, achieved {bound / plain:.0%} of it"
@@ -148,11 +149,12 @@ def _layers(model: Model) -> list[Tensor]:
 
 
 def _product_seconds(model: Model) -> float:
-    """Of all layers, in bf16: the forward products and those of both gradients."""
+    """Of all layers, in bf16 where `fit` would choose it: the forward products and those of both gradients."""
+    dtype = torch.bfloat16 if multiplies_bf16() else torch.float32
     total = 0.0
     for weight in _layers(model):
-        w_OI, x_BI = weight.detach().bfloat16(), torch.randn(BATCH, weight.shape[1]).bfloat16()
-        g_BO = torch.randn(BATCH, weight.shape[0]).bfloat16()
+        w_OI, x_BI = weight.detach().to(dtype), torch.randn(BATCH, weight.shape[1], dtype=dtype)
+        g_BO = torch.randn(BATCH, weight.shape[0], dtype=dtype)
         total += sum(_fastest(product) for product in _products(x_BI, g_BO, w_OI))
     return total
 

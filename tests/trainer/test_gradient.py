@@ -132,9 +132,9 @@ def test_a_search_goes_on_within_an_epoch(method: str, tmp_path: Path) -> None:
     """From the state that was saved 16 steps into the second epoch of 40."""
     training = QUICK.model_copy(update={"batch_size": 8})
     steps = ROWS // training.batch_size
+    mortal = Mortal(supernet(method, training=training).net, steps + 20)
     with pytest.raises(Killed):
-        net = Mortal(supernet(method, training=training).net, steps + 20)
-        ended(net, training=training, checkpoints=tmp_path, save_seconds=0.0)
+        ended(mortal, training=training, checkpoints=tmp_path, save_seconds=0.0)
     net = supernet(method, training=training)
     resumed = ended(net, training=training, checkpoints=tmp_path)
     assert sum(not deciding for _, _, deciding in net.passes) == EPOCHS * steps - (steps + 16)
