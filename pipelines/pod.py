@@ -19,6 +19,7 @@ attempt now.
 import argparse
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ class _Pod:
                 if not run.is_done():
                     run.work(partial(self._tell, run.partial))
                     run.commit()
+                else:  # what this pod has of the work, and has sent, is in the result or of no use any more
+                    shutil.rmtree(run.partial, ignore_errors=True)
 
     @contextmanager
     def _exclusively(self, run: StepRun) -> Iterator[None]:

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 import pytest
 import yaml
 
+from components.mirror import Mirror
+from pipelines.pod import _Pod
 from pipelines.spec import SearchPipeline
 from tests.object_store import object_store
 from tests.pipelines.test_real_steps import PIPELINE, ROOT, finish, results
@@ -106,6 +109,41 @@ def test_pods_with_an_object_store_come_to_what_one_machine_comes_to(
     assert found == results(alone)
     left = {path.split("/")[4] for path in files.find("store/dalil/team/tiny")}
     assert not {name for name in left if name.endswith(".partial")}
+
+
+class Shared:
+    """A search that another pod ends while this one works on it."""
+
+    name = "search"
+
+    def __init__(self, root: Path, mirror: Mirror) -> None:
+        self.final, self.partial, self.mirror = root / "search", root / "search.partial", mirror
+        self.done = False
+
+    def is_done(self) -> bool:
+        return self.done
+
+    def prepare(self) -> None:
+        self.partial.mkdir()
+
+    def work(self, *_: object, **__: object) -> None:
+        (self.partial / "trial").touch()
+        self.mirror.push("search.partial")  # as every few seconds
+        self.done = True
+
+
+def test_nothing_is_left_of_a_search_that_another_pod_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DALIL_STUDIES", "sqlite://")
+    monkeypatch.setenv("HOSTNAME", "one")
+    pipeline, root = SearchPipeline.model_validate(named("shared")), tmp_path / "own"
+    root.mkdir()
+    mirror = Mirror("memory://shared", root)
+    one = _Pod(pipeline, root, mirror, "search", 0)
+    monkeypatch.setattr(one.database, "lock", lambda name: nullcontext())
+    one._bring_up_to_date(cast(Any, Shared(root, mirror)), 0)
+    assert fsspec.filesystem("memory").find("/shared") == []
 
 
 def test_a_step_that_is_done_stays_as_it_is(tmp_path: Path, database: str) -> None:
