@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import add
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -125,8 +125,15 @@ def padded(dim: int) -> int:
     return -(-dim // 4) * 4
 
 
+class _Sum:
+    """Values that are added one by one."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*map(add, vars(self).values(), vars(other).values()))
+
+
 @dataclass(frozen=True)
-class Times:
+class Times(_Sum):
     """TorchRec's estimate of one step, by its parts, in milliseconds."""
 
     forward_compute: float = 0.0
@@ -139,12 +146,9 @@ class Times:
     def total(self) -> float:
         return float(sum(vars(self).values()))
 
-    def __add__(self, other: "Times") -> "Times":
-        return Times(*map(add, vars(self).values(), vars(other).values()))
-
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(_Sum):
     """Bytes of one shard, or of all shards of a rank. Host memory holds weights, optimizer and copies alike.
 
     `tables`: weights, or the cache of weights that lie in the host. `io`: ids and looked-up rows. `gradients`: of
@@ -161,9 +165,6 @@ class Memory:
     @property
     def hbm(self) -> int:
         return int(sum(vars(self).values())) - self.host
-
-    def __add__(self, other: "Memory") -> "Memory":
-        return Memory(*map(add, vars(self).values(), vars(other).values()))
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from components import serve
 from components.dataset import DatasetSpec
 from components.ingest import ingest
 from tests.benchmarks.criteo_shaped import Criteo
+from tests.benchmarks.measure import result
 from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import build
@@ -63,7 +64,7 @@ def main() -> None:
         print("\nmilliseconds by stage")
         stages = {size: profile(model, scorer, rows.iloc[:size]) for size in SIZES}
     about = {"model": chosen.model, "units": chosen.units, "threads": chosen.threads}
-    print(f"RESULT {json.dumps({**about, 'rows': results, 'stages': stages})}")
+    result({**about, "rows": results, "stages": stages})
 
 
 def write_model(root: Path, rows: int, name: str, units: list[int]) -> tuple[Path, pd.DataFrame]:

@@ -21,6 +21,7 @@ from typing import Any
 from pipelines.graph import plan
 from pipelines.spec import load
 from pipelines.step import StepRun
+from tests.benchmarks.measure import result
 
 GALLERY = Path(__file__).parents[2] / "pipelines" / "gallery"
 TIMELINE = "timeline.json"
@@ -133,8 +134,8 @@ def show(watched: dict[str, Any], started: float, ended: float, workers: int) ->
     for name, seconds in watched["spent"].items():
         print(f"  {name:<58} {seconds:7.2f}")
     machinery = sum(seconds for name, seconds in lost.items() if name not in (TAIL, RESULTS))
-    result = {"ratio": ratio, "machinery": 1 + machinery / total, "wall": wall, "trainings": total, "lost": lost}
-    print(f"RESULT {json.dumps({**result, 'spent': watched['spent']})}")
+    data = {"ratio": ratio, "machinery": 1 + machinery / total, "wall": wall, "trainings": total, "lost": lost}
+    result({**data, "spent": watched["spent"]})
 
 
 START = "start of the step's process, until the first job"

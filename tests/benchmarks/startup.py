@@ -4,13 +4,14 @@ python -m tests.benchmarks.startup [--times 15] [--file pipelines/gallery/moviel
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from tests.benchmarks.measure import result
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("-P", "-m", "pipelines.cli")
@@ -39,7 +40,8 @@ def main() -> None:
         slowest, total = imports([*COMMAND, *map(str, arguments)])
         print(f"\n{name}: {total:.0f} ms of imports; the slowest packages by their own modules' time")
         print("\n".join(f"  {milliseconds:>7.1f} ms  {package}" for package, milliseconds in slowest))
-    print(f"\nRESULT {json.dumps({'bare': statistics.median(bare), **results})}")
+    print()
+    result({"bare": statistics.median(bare), **results})
 
 
 def seconds(command: list[str], times: int) -> list[float]:
