@@ -19,26 +19,6 @@ TABLES = 12
 NEAR = 0.95
 """Ranks that take this share of the slowest one's time hold up a step as well."""
 
-_MEMORY: dict[str, Callable[[Memory, Dense], int]] = {
-    "tables": lambda memory, dense: memory.tables,
-    "optimizer of the tables": lambda memory, dense: memory.optimizer,
-    "copies of the tables": lambda memory, dense: memory.copies,
-    "gradients of tables on all ranks": lambda memory, dense: memory.gradients,
-    "ids and looked-up rows": lambda memory, dense: memory.io,
-    "dense weights and all beside them": lambda memory, dense: dense.weights,
-    "dense activations": lambda memory, dense: dense.activations,
-    "buffers for ids": lambda memory, dense: dense.inputs,
-}
-_TIMES: dict[str, Callable[[Times, Dense], float]] = {
-    "forward compute": lambda times, dense: times.forward_compute,
-    "forward comms": lambda times, dense: times.forward_comms,
-    "backward compute": lambda times, dense: times.backward_compute,
-    "backward comms": lambda times, dense: times.backward_comms,
-    "prefetch": lambda times, dense: times.prefetch,
-    "dense part (estimate)": lambda times, dense: dense.compute,
-    "dense gradients (estimate)": lambda times, dense: dense.comms,
-}
-
 
 def show(console: Console, subject: Subject, plan: Plan, advice: Sequence[Advice]) -> None:
     """Print the plan; `advice` is what could change where it does not fit."""
@@ -146,10 +126,7 @@ def _memory(plan: Plan) -> Table:
     order = sorted(range(plan.cluster.world), key=plan.hbm)
     chosen = _chosen(plan, "fullest", plan.fullest, order)
     table = _table("GiB of GPU memory", *chosen, left=(0,))
-    for name, part in _MEMORY.items():
-        values = [part(plan.ranks[rank][0], plan.dense) for rank in chosen.values()]
-        if any(values):
-            table.add_row(name, *map(_gib, values))
+    _fill(table, [_memory_parts(plan.ranks[rank][0], plan.dense) for rank in chosen.values()], _gib)
     table.add_row("used", *(_gib(plan.hbm(rank)) for rank in chosen.values()), style="bold")
     budget = f"may be used ({1 - RESERVE:.0%} of {_gib(plan.cluster.hbm)})"
     table.add_row(budget, *[_gib(usable(plan.cluster.hbm))] * len(chosen))
@@ -163,13 +140,44 @@ def _times(plan: Plan) -> Table:
     order = sorted(range(plan.cluster.world), key=lambda rank: plan.ranks[rank][1].total)
     chosen = _chosen(plan, "slowest", plan.slowest, order)
     table = _table("ms per step", *chosen, left=(0,))
-    for name, part in _TIMES.items():
-        values = [part(plan.ranks[rank][1], plan.dense) for rank in chosen.values()]
-        if any(values):
-            table.add_row(name, *(f"{value:.3f}" for value in values))
+    _fill(table, [_time_parts(plan.ranks[rank][1], plan.dense) for rank in chosen.values()], "{:.3f}".format)
     dense = plan.dense.compute + plan.dense.comms
     table.add_row("sum", *(f"{plan.ranks[rank][1].total + dense:.3f}" for rank in chosen.values()), style="bold")
     return table
+
+
+def _memory_parts(memory: Memory, dense: Dense) -> dict[str, float]:
+    """Bytes of a GPU by what takes them."""
+    return {
+        "tables": memory.tables,
+        "optimizer of the tables": memory.optimizer,
+        "copies of the tables": memory.copies,
+        "gradients of tables on all ranks": memory.gradients,
+        "ids and looked-up rows": memory.io,
+        "dense weights and all beside them": dense.weights,
+        "dense activations": dense.activations,
+        "buffers for ids": dense.inputs,
+    }
+
+
+def _time_parts(times: Times, dense: Dense) -> dict[str, float]:
+    """Milliseconds of a step by what takes them."""
+    return {
+        "forward compute": times.forward_compute,
+        "forward comms": times.forward_comms,
+        "backward compute": times.backward_compute,
+        "backward comms": times.backward_comms,
+        "prefetch": times.prefetch,
+        "dense part (estimate)": dense.compute,
+        "dense gradients (estimate)": dense.comms,
+    }
+
+
+def _fill(table: Table, columns: Sequence[dict[str, float]], shown: Callable[[float], str]) -> None:
+    """A row for each part that is not zero everywhere."""
+    for name in columns[0]:
+        if any(values := [parts[name] for parts in columns]):
+            table.add_row(name, *map(shown, values))
 
 
 def _chosen(plan: Plan, most: str, rank: int, order: Sequence[int]) -> dict[str, int]:
@@ -183,7 +191,7 @@ def _chosen(plan: Plan, most: str, rank: int, order: Sequence[int]) -> dict[str,
 def _bottleneck(subject: Subject, plan: Plan) -> Iterable[str]:
     totals = [times.total for _, times in plan.ranks]
     slow = [rank for rank, total in enumerate(totals) if total >= NEAR * totals[plan.slowest]]
-    parts = {name: part(plan.ranks[plan.slowest][1], plan.dense) for name, part in _TIMES.items()}
+    parts = _time_parts(plan.ranks[plan.slowest][1], plan.dense)
     part = max(parts, key=lambda name: parts[name])
     spread = totals[plan.slowest] / (statistics.fmean(totals) or 1)
     batch = subject.problem.settings.batch_size

@@ -27,7 +27,13 @@ from trainer.device import device
 from trainer.modules.tables import Ids, Pool, Tables
 from trainer.optim import lazily
 from trainer.pieces import Piece
+from trainer.processes import rank_and_world
 from trainer.settings import TrainSettings
+
+
+def placed(model: nn.Module, settings: TrainSettings, *, partly: bool = False) -> nn.Module:
+    """A built model where it will train: on this process's device, or spread over all processes (`shard`)."""
+    return model.to(device()) if rank_and_world()[1] == 1 else shard(model, settings, partly=partly)
 
 
 def shard(model: nn.Module, settings: TrainSettings, *, partly: bool = False) -> nn.Module:

@@ -271,10 +271,9 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     from trainer.architecture import Architecture
     from trainer.build import build
     from trainer.checkpoint import save_weights
-    from trainer.device import device
     from trainer.fit import Diverged, EpochRecord, fit
     from trainer.processes import rank_and_world
-    from trainer.sharding import shard
+    from trainer.sharding import placed
 
     schema, train, valid = _tables(job.dataset)
     candidate = Candidate.from_dict(job.candidate)
@@ -291,15 +290,14 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     try:
         found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
         architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
-        several = rank_and_world()[1] > 1
         built = build(
             architecture,
             label_mean=schema.label_mean,
             table_init=settings.table_init,
             seed=job.seed,
-            empty_tables=several,
+            empty_tables=rank_and_world()[1] > 1,
         )
-        model = shard(built, settings) if several else built.to(device())
+        model = placed(built, settings)
         result = fit(
             model,
             train,

@@ -16,24 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.trainer import small
+from tests.trainer import sharding_script, small
 from trainer.data import Batch, Table
 from trainer.fit import _Run, fit
-from trainer.settings import TrainSettings
 from trainer.sharding import local_weights, shard
 
 MODELS = ("deepfm", "one_table")
-SETTINGS = TrainSettings(
-    batch_size=8,
-    epochs=3,
-    patience=3,
-    learning_rate=0.01,
-    table_l2=1e-3,
-    weight_decay=1e-3,
-    table_optimizer="lazy_adam",  # so that each table has one home
-    average=0.9,
-    precision="fp32",
-)
+# Lazily, so that each table has one home.
+SETTINGS = sharding_script.SETTINGS.model_copy(update={"batch_size": 8, "table_optimizer": "lazy_adam"})
 
 
 class Stop(Exception):  # noqa: N818

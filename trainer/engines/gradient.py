@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from trainer.architecture import Architecture
 from trainer.build import Model
 from trainer.data import Batch, Table
-from trainer.device import device
 from trainer.figures import Figure
 from trainer.fit import EpochRecord, fit
 from trainer.processes import rank_and_world, summed
 from trainer.settings import SAVE_SECONDS, TrainSettings
-from trainer.sharding import shard
+from trainer.sharding import placed
 
 Level = Literal["single", "alternating", "bilevel"]
 
@@ -122,16 +121,14 @@ def search(
     settings = settings.model_copy(update={"epochs": schedule.epochs, "patience": schedule.epochs, "average": 0.0})
     if schedule.table_l2 is not None:
         settings = settings.model_copy(update={"table_l2": schedule.table_l2})
-    supernet.model.to(device())
     gates = _Gates(supernet, train, valid, settings.batch_size, seed)
 
     def watch(record: EpochRecord) -> bool:
         on_epoch(record)
         return False
 
-    model = supernet.model if rank_and_world()[1] == 1 else shard(supernet.model, settings, partly=True)
     result = fit(
-        model,
+        placed(supernet.model, settings, partly=True),
         train,
         valid,
         settings,
