@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 
-from trainer.architecture import Architecture, FieldSpec, Node
+from trainer.architecture import Architecture, FieldSpec, Node, RowsEncoder
 from trainer.shapes import F, P, Q, Shape, V, count, infer
 
 NARROWEST, WIDEST = 96, 230
@@ -160,6 +160,8 @@ def _encoder_words(encoder: object) -> str:
     kind = getattr(encoder, "kind", "")
     if kind == "share":
         return f"table of view {getattr(encoder, 'view', '')}"
+    if isinstance(encoder, RowsEncoder):
+        return f"rows {', '.join(f'{block.rows:,} × {block.dim}' for block in encoder.blocks)}"
     dim = getattr(encoder, "dim", None)
     return f"{kind.replace('_', ' ')} {dim}" if dim else str(kind)
 

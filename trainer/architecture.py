@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from trainer.errors import UserError
 from trainer.schema import DatasetSchema, FieldKind, Task
@@ -59,6 +59,28 @@ class TableEncoder(_Data):
 
     kind: Literal["table"] = "table"
     dim: PositiveInt
+
+
+class Block(_Data):
+    """A table of its own for the categories `first` to `first` + `rows` - 1 of a field, `dim` wide."""
+
+    first: NonNegativeInt
+    rows: PositiveInt
+    dim: PositiveInt
+
+
+class RowsEncoder(_Data):
+    """Categorical: a width for each range of categories, which are numbered by falling frequency (NIS, Joglekar 2020).
+
+    A category's vector is what the blocks that hold it have for it, side by side in their order, `dim` wide at most. It
+    comes to `dim` by zeros at the end (`pad`), or by a bias-free linear map for each block that is narrower (`lift`).
+    The vector of a category that no block holds is zero.
+    """
+
+    kind: Literal["rows"] = "rows"
+    dim: PositiveInt
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    align: Literal["lift", "pad"] = "lift"
 
 
 class ScaleEncoder(_Data):
@@ -124,7 +146,14 @@ class PairsTableEncoder(_Data):
 
 
 Encoder = Annotated[
-    TableEncoder | ScaleEncoder | RawEncoder | BinsEncoder | BucketsEncoder | ShareEncoder | PairsTableEncoder,
+    TableEncoder
+    | RowsEncoder
+    | ScaleEncoder
+    | RawEncoder
+    | BinsEncoder
+    | BucketsEncoder
+    | ShareEncoder
+    | PairsTableEncoder,
     Field(discriminator="kind"),
 ]
 
@@ -441,7 +470,7 @@ def _check_references(architecture: Architecture) -> None:
 
 
 _ENCODERS_OF_KIND: dict[FieldKind, tuple[type[_Data], ...]] = {
-    "categorical": (TableEncoder, PairsTableEncoder),
+    "categorical": (TableEncoder, RowsEncoder, PairsTableEncoder),
     "numeric": (ScaleEncoder, RawEncoder, BinsEncoder, BucketsEncoder, PairsTableEncoder),
     "sequence": (TableEncoder, ShareEncoder),
 }

@@ -30,6 +30,7 @@ from trainer.architecture import (
     Node,
     Pairs,
     Pool,
+    RowsEncoder,
     ShareEncoder,
     TargetAttention,
     Transformer,
@@ -39,6 +40,7 @@ from trainer.architecture import (
 from trainer.data import Batch
 from trainer.modules import interactions, numbers, products, sequences
 from trainer.modules.align import Align
+from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
 from trainer.modules.tables import Tables, TableSpec
@@ -50,6 +52,7 @@ from trainer.shapes import (
     Q,
     Shape,
     V,
+    block_places,
     collected,
     encoder_width,
     fields_op,
@@ -126,7 +129,8 @@ class Model(nn.Module):
         return [*self._view_lifts(), *(parameter for align in aligns for parameter in align.parameters())]
 
     def _view_lifts(self) -> list[nn.Parameter]:
-        aligns = (view.align for view in self.views.values() if isinstance(view, FieldsView) and view.align is not None)
+        views = [view for view in self.views.values() if isinstance(view, FieldsView)]
+        aligns = [part for view in views for part in (view.align, view.blocks) if part is not None]
         return [parameter for align in aligns for parameter in align.parameters()]
 
     def _input(self, values: Mapping[str, Value], ref: str) -> Value:
@@ -168,16 +172,24 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
             field = architecture.fields[name]
             if field.kind == "numeric" or isinstance(encoder, ShareEncoder):
                 continue
-            width = encoder_width(field, encoder, view, architecture)
             table = _table_name(view_name, name)
+            if isinstance(encoder, RowsEncoder):
+                for block, block_table in zip(encoder.blocks, _block_tables(table, encoder), strict=True):
+                    yield TableSpec(block_table, view_name, block.rows, block.dim, name, first=block.first, block=True)
+                continue
+            width = encoder_width(field, encoder, view, architecture)
             single = name if field.kind == "categorical" else None
             readers = [*([] if single else [name]), *shared.get(table, [])]
             yield TableSpec(table, view_name, field.cardinality, width, single, tuple(dict.fromkeys(readers)))
 
 
 def _table_name(view: str, field: str) -> str:
-    # A module's name may hold no dot; the percent sign keeps names apart that differ in a dot only.
-    return f"{view}/{field}".replace("%", "%25").replace(".", "%2E")
+    # A module's name may hold no dot, and brackets number blocks; the percent sign keeps names apart.
+    return f"{view}/{field}".replace("%", "%25").replace(".", "%2E").replace("[", "%5B")
+
+
+def _block_tables(table: str, encoder: RowsEncoder) -> list[str]:
+    return [f"{table}[{number}]" for number in range(len(encoder.blocks))]
 
 
 def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], table_init: float) -> nn.Module:
@@ -209,6 +221,10 @@ def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapp
     width = encoder_width(field, encoder, view, architecture)
     if field.kind == "numeric":
         return NumberSource(numeric[name], field.missing, width, encoder)
+    if isinstance(encoder, RowsEncoder):
+        tables = _block_tables(_table_name(view_name, name), encoder)
+        places = block_places(view_name, encoder, field.cardinality)
+        return BlocksSource(name, width, [(table, name) for table in tables], places, encoder)
     return TableSource(_table_name(view_name, name), name, width)
 
 

@@ -177,13 +177,13 @@ class Table:
         """Rows of the split, over all processes."""
         return self.rows if self.all_rows is None else self.all_rows
 
-    def visits(self, fields: Iterable[str], cardinality: int) -> Tensor:
-        """(cardinality,) float32: how often each id occurs here in categorical or sequence `fields`."""
+    def visits(self, fields: Iterable[str], held: range) -> Tensor:
+        """(len(held),) float32: how often each of these ids occurs here in categorical or sequence `fields`."""
         columns = {name: column for column, name in enumerate(self.schema.names("categorical"))}
-        counts = torch.zeros(cardinality)
+        counts = torch.zeros(len(held))
         for name in fields:
             ids = self.categorical[:, columns[name]] if name in columns else self.sequences[name].values
-            counts += torch.bincount(ids, minlength=cardinality)
+            counts += torch.bincount(ids, minlength=held.stop)[held.start : held.stop]
         return counts
 
     def ids(self, name: str) -> Tensor:

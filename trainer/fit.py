@@ -411,7 +411,7 @@ def _penalty_shares(model: nn.Module, train: Table, power: float) -> dict[str, T
 
     With power 1 a row is penalised in proportion to its visits, as by plain SGD; with 0 all rows are, at every step.
     """
-    visits = {spec.name: summed(train.visits(spec.features, spec.rows)) for spec in unwrapped(model).tables.specs}
+    visits = {spec.name: summed(train.visits(spec.readers, spec.held)) for spec in unwrapped(model).tables.specs}
     shares = {table: (count / train.total).pow(power) for table, count in visits.items()}
     # ...embedding_bags.<table>.weight
     names = {name: name.rsplit(".", 2)[-2] for name, _ in unwrapped(model).named_parameters() if "." in name}

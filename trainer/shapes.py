@@ -21,6 +21,7 @@ from trainer.architecture import (
     ArchitectureError,
     Attention,
     BinsEncoder,
+    Block,
     BucketsEncoder,
     Concat,
     Cross,
@@ -37,6 +38,7 @@ from trainer.architecture import (
     PairsTableEncoder,
     Pool,
     RawEncoder,
+    RowsEncoder,
     ScaleEncoder,
     Sets,
     ShareEncoder,
@@ -158,7 +160,7 @@ def count(architecture: Architecture) -> Counts:
     for name, view in live.views.items():
         tables += sum(encoder_parameters(live, view, field) for field in view.encoders)
         view_lifts = sum(lift.parameters for lift in view_collected(live, name).lifts)
-        lifts += view_lifts
+        lifts += view_lifts + sum(sum(block_lifts(encoder)) for encoder in view.encoders.values())
         flops += view_lifts + sum(_encoder_flops(live, view, field) for field in view.encoders)
     for node in live.nodes:
         inputs = _Inputs(node.id, node.inputs, shapes)
@@ -183,7 +185,7 @@ def encoder_width(field: FieldSpec, encoder: Encoder, view: View, architecture: 
             return shared.dim
         case PairsTableEncoder():
             return encoder.dim * (len(view.encoders) - 1)
-        case TableEncoder() | ScaleEncoder() | BinsEncoder() | BucketsEncoder():
+        case TableEncoder() | RowsEncoder() | ScaleEncoder() | BinsEncoder() | BucketsEncoder():
             return encoder.dim
 
 
@@ -194,12 +196,43 @@ def encoder_parameters(architecture: Architecture, view: View, name: str) -> int
         return 0
     width = encoder_width(field, encoder, view, architecture)
     match encoder:
+        case RowsEncoder():
+            return sum(block.rows * block.dim for block in encoder.blocks)
         case BinsEncoder():
             return (encoder.bins + field.missing) * width + bins_network(encoder)[0]
         case BucketsEncoder():
             return (len(encoder.boundaries) + 1 + field.missing) * width
     rows = 1 + field.missing if field.kind == "numeric" else field.cardinality
     return rows * width
+
+
+def block_lifts(encoder: Encoder) -> list[int]:
+    """Weights of the map of each block of a rows encoder, 0 for one that needs none; nothing for other encoders."""
+    if not isinstance(encoder, RowsEncoder) or encoder.align == "pad":
+        return []
+    return [block.dim * encoder.dim if block.dim < encoder.dim else 0 for block in encoder.blocks]
+
+
+def block_places(where: str, encoder: RowsEncoder, cardinality: int) -> list[int]:
+    """The column at which each block's part of a category's vector begins.
+
+    Raises ArchitectureError for categories that there are not, and for one whose vector would be too wide.
+    """
+    places: list[int] = []
+    for number, block in enumerate(encoder.blocks):
+        if block.first + block.rows > cardinality:
+            message = f"block {number} ends at row {block.first + block.rows} of a table of {cardinality}"
+            raise ArchitectureError(f"{where}: {message}; make it end there")
+        before = zip(encoder.blocks, places, strict=False)
+        places.append(max((place + other.dim for other, place in before if _overlap(other, block)), default=0))
+        if places[-1] + block.dim > encoder.dim:
+            message = f"its blocks give a category {places[-1] + block.dim} numbers, more than dim {encoder.dim}"
+            raise ArchitectureError(f"{where}: {message}; make blocks narrower or let them overlap less")
+    return places
+
+
+def _overlap(block: Block, other: Block) -> bool:
+    return block.first < other.first + other.rows and other.first < block.first + block.rows
 
 
 def bins_network(encoder: BinsEncoder) -> tuple[int, int]:
@@ -225,6 +258,9 @@ def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str,
     where = f"view '{name}'"
     kind = _view_kind(architecture, where, view)
     _check_align(where, view, kind)
+    for name_of, encoder in view.encoders.items():
+        if isinstance(encoder, RowsEncoder):
+            block_places(f"{where}: field '{name_of}'", encoder, architecture.fields[name_of].cardinality)
     widths = _encoder_widths(architecture, view)
     if kind is P:
         return {name: _field_aware_shape(where, view)}
@@ -279,11 +315,20 @@ def _encoder_widths(architecture: Architecture, view: View) -> tuple[int, ...]:
 def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
     # Look-ups are free; a number times a vector is one product per coordinate.
     field, encoder = architecture.fields[name], view.encoders[name]
+    if isinstance(encoder, RowsEncoder):
+        return _most_lifts(encoder)
     if isinstance(encoder, BinsEncoder):
         average = encoder.bins * encoder.dim if encoder.aggregation == "average" else 0
         return bins_network(encoder)[1] + average
     scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder | BucketsEncoder)
     return encoder_width(field, encoder, view, architecture) if scaled else 0
+
+
+def _most_lifts(encoder: RowsEncoder) -> int:
+    """Multiply-adds of the maps of the blocks that hold one category, at most."""
+    lifts = list(zip(encoder.blocks, block_lifts(encoder), strict=False))
+    held = [[lift for block, lift in lifts if _overlap(block, one.model_copy(update={"rows": 1}))] for one, _ in lifts]
+    return max(map(sum, held), default=0)
 
 
 # ---- inputs of nodes ------------------------------------------------------------------------------------------------

@@ -48,4 +48,6 @@ def _text(value: Any) -> str:
     """Lists of learned numbers, such as the boundaries of buckets, are not read to their last digit."""
     if isinstance(value, list) and any(isinstance(one, float) for one in value):
         return f"[{', '.join(f'{one:.4g}' for one in value)}]"
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return f"[{', '.join(' '.join(f'{name} {part}' for name, part in one.items()) for one in value)}]"
     return str(value)

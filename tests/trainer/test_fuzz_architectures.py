@@ -30,7 +30,19 @@ def encoder(draw: Draw, field: str, kind: str, dim: int) -> dict[str, Any]:
         return {"kind": kind, "dim": dim}
     if SCHEMA.field(field).kind == "numeric":
         return {"kind": "raw"} if kind == "raw" else {"kind": "scale", "dim": dim}
+    if draw.random() < 0.2:
+        return rows_encoder(draw, SCHEMA.field(field).cardinality, dim)
     return {"kind": "table", "dim": dim}
+
+
+def rows_encoder(draw: Draw, cardinality: int, dim: int) -> dict[str, Any]:
+    """Mostly blocks that fit; now and then one that ends behind the last row or makes a vector too wide."""
+    blocks = []
+    for _ in range(draw.randint(1, 3)):
+        first = draw.randrange(cardinality)
+        rows = draw.randint(1, cardinality - first + (draw.random() < 0.05))
+        blocks.append({"first": first, "rows": rows, "dim": draw.choice([1, 1, 1, dim])})
+    return {"kind": "rows", "dim": draw.choice([dim, dim + 2]), "blocks": blocks, "align": draw.choice(["lift", "pad"])}
 
 
 def view(draw: Draw, first: bool) -> dict[str, Any]:

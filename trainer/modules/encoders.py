@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainer.data import Batch
 from trainer.modules.align import Align
+from trainer.modules.blocks import Blocks, BlocksSource
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Key, Rows
 from trainer.modules.values import Steps, Value
@@ -30,7 +31,7 @@ class TableSource:
         return isinstance(other, TableSource) and self.width == other.width
 
 
-Source = TableSource | NumberSource
+Source = TableSource | NumberSource | BlocksSource
 
 
 class SequenceView(nn.Module):
@@ -68,6 +69,10 @@ class FieldsView(nn.Module):
         self.align = align
         self.runs = _runs(sources)
         self.numbers = nn.ModuleDict()
+        self.blocks = nn.ModuleDict()
+        for number, [source, *_] in enumerate(self.runs):
+            if isinstance(source, BlocksSource):
+                self.blocks[str(number)] = Blocks(source)
         for position, columns in self.numeric_columns().items():
             self.register_buffer(_columns(position), torch.tensor(columns), persistent=False)
             found = [source for source in self.runs[int(position)] if isinstance(source, NumberSource)]
@@ -98,6 +103,9 @@ class FieldsView(nn.Module):
         keys = [source.key for source in run if isinstance(source, TableSource)]
         if keys:
             return rows.fields(keys)
+        if str(position) in self.blocks:
+            put_together: Tensor = self.blocks[str(position)](rows, batch.numeric)
+            return put_together
         columns: Tensor = getattr(self, _columns(position))
         encoded: Tensor = self.numbers[str(position)](batch.numeric[:, columns])
         return encoded

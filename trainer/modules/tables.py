@@ -1,6 +1,7 @@
 """All embedding tables of a model, held by TorchRec so that `DistributedModelParallel` can shard them.
 
-Tables that sequences use live in one `EmbeddingCollection` per width, all others in one `EmbeddingBagCollection`.
+Tables that sequences use live in one `EmbeddingCollection` per width, all others in one `EmbeddingBagCollection`. A
+table may hold only some of its field's categories (a block of NIS); for the others it gives zeros.
 
 Unsharded, both collections walk jagged tensors in Python, table by table, though here every bag holds exactly one id
 and its sum is the row itself. So as long as nothing has sharded them, the tables of a view that have one width lie one
@@ -41,7 +42,10 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table: its name, the view it belongs to, who looks rows up in it, and its size."""
+    """One table: its name, the view it belongs to, who looks rows up in it, and its size.
+
+    A `block` holds the categories `first` to `first` + `rows` - 1 of its field and no others.
+    """
 
     name: str
     view: str
@@ -51,6 +55,8 @@ class TableSpec:
     """The categorical field with one id per row, if one reads the table."""
     sequences: tuple[str, ...] = ()
     """Sequence fields that read the table."""
+    first: int = 0
+    block: bool = False
 
     @property
     def parameter(self) -> str:
@@ -60,7 +66,25 @@ class TableSpec:
 
     @property
     def features(self) -> list[str]:
+        """The names under which TorchRec gets the ids to look up."""
+        single = f"{self.field}[{self.first}:{self.first + self.rows}]" if self.block else self.field
+        return [*([single] if single else []), *self.sequences]
+
+    @property
+    def readers(self) -> list[str]:
+        """The fields that look rows up in it."""
         return [*([self.field] if self.field else []), *self.sequences]
+
+    @property
+    def held(self) -> range:
+        """The categories that have a row."""
+        return range(self.first, self.first + self.rows)
+
+    def held_ids(self, id_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the N ids that a block holds the row numbers, (N,), and which of all they are, (B,)."""
+        row_B = id_B - self.first
+        held_B = (row_B >= 0) & (row_B < self.rows)
+        return row_B[held_B], held_B
 
 
 class Rows:
@@ -69,6 +93,10 @@ class Rows:
     def __init__(self, blocks: Mapping[tuple[Key, ...], Tensor], steps: Mapping[Key, Steps]) -> None:
         self._blocks = dict(blocks)
         self.steps = dict(steps)
+
+    def __contains__(self, key: Key) -> bool:
+        """Whether a block was looked up; it is not while it rests (`Tables.resting`)."""
+        return (key,) in self._blocks
 
     def fields(self, keys: Sequence[Key]) -> Tensor:
         """Rows of tables of one width, (B, len(keys), dim)."""
@@ -116,6 +144,9 @@ class Tables(nn.Module):
             group = [spec for spec in ordered if spec.sequences and spec.dim == dim]
             self.embeddings[str(dim)] = EmbeddingCollection([EmbeddingConfig(**_config(spec)) for spec in group], _META)
             self._lookups[str(dim)] = _Lookup.of(group)
+        self._blocks = {spec.features[0]: spec for spec in ordered if spec.block}
+        self.resting: frozenset[str] = frozenset()
+        """Blocks, by their tables' names, that are left out of look-ups, and so of training too."""
         self.sharded = False
         self._sent: dict[int, tuple[Batch, Any, Any]] = {}  # the batch too, so that its id is nobody else's
         self.pools: list[Pool] = []
@@ -147,12 +178,12 @@ class Tables(nn.Module):
         nn.init.normal_(weight_RD, std=self.table_init, generator=generator)
 
     def groups(self) -> list[list[TableSpec]]:
-        """Tables that are looked up and trained together: those of a view that have one width."""
+        """Tables that are looked up and trained together: those of a view that have one width. Blocks are alone."""
         groups: dict[tuple[str, int], list[TableSpec]] = {}
         for spec in self.specs:
-            if not spec.sequences:
+            if not (spec.sequences or spec.block):
                 groups.setdefault((spec.view, spec.dim), []).append(spec)
-        return [*groups.values(), *([spec] for spec in self.specs if spec.sequences)]
+        return [*groups.values(), *([spec] for spec in self.specs if spec.sequences or spec.block)]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
         before = self._storages()
@@ -196,7 +227,9 @@ class Tables(nn.Module):
         """Rows straight from the pools."""
         asked: dict[tuple[tuple[str, int], ...], Ids] = {}
         for pool in self.pools:
-            if pool.layout:
+            if pool.specs[0].block:
+                self._read_block(batch, pool, blocks)
+            elif pool.layout:
                 if pool.layout not in asked:  # views of the same fields ask for the same rows
                     columns = [self.columns[field] for field, _ in pool.layout]
                     asked[pool.layout] = Ids(_columns(batch.categorical, columns) + pool.first_F)
@@ -207,6 +240,14 @@ class Tables(nn.Module):
                     valid_N = batch.sequences[name][masks[name]]
                     x_ND = pool.look_up(Ids(valid_N[:, None])).squeeze(1)
                     steps[spec.name, name] = _padded(x_ND, masks[name])
+
+    def _read_block(self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor]) -> None:
+        [spec] = pool.specs
+        if spec.name not in self.resting:
+            row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
+            # As with steps, what a block does not hold must not touch a row of it.
+            x_ND = pool.look_up(Ids(row_N[:, None])).squeeze(1)
+            blocks[pool.keys] = _padded(x_ND, held_B[:, None]).x
 
     def send(self, batch: Batch) -> None:
         """Of sharded tables: begin to exchange the batch's ids with the other processes; `forward` will need them."""
@@ -230,7 +271,8 @@ class Tables(nn.Module):
         groups = [group for group in self.groups() if not group[0].sequences]
         values = KeyedTensor.regroup([answer], [[names[spec.name] for spec in group] for group in groups])
         for group, x in zip(groups, values, strict=True):
-            blocks[_keys(group)] = x.view(len(x), len(group), group[0].dim)
+            if group[0].name not in self.resting:
+                blocks[_keys(group)] = x.view(len(x), len(group), group[0].dim)
 
     def _ask(
         self,
@@ -254,6 +296,13 @@ class Tables(nn.Module):
         ones_B = torch.ones(batch.size, dtype=torch.int64, device=batch.label.device)
         values, lengths = [], []
         for feature in lookup.features:
+            if feature in self._blocks:
+                spec = self._blocks[feature]
+                row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
+                awake = spec.name not in self.resting
+                values.append(row_N if awake else row_N[:0])
+                lengths.append(held_B.long() * awake)
+                continue
             single = feature in self.columns
             values.append(batch.categorical[:, self.columns[feature]] if single else _valid(batch, masks, feature))
             lengths.append(ones_B if single else batch.lengths[feature])
