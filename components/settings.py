@@ -16,10 +16,11 @@ from trainer.methods.settings import (
     AutoRecSettings,
     FieldDimsSettings,
     MDESettings,
+    NISSettings,
 )
 from trainer.settings import TrainSettings, TuneSettings
 
-Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "field_dims", "mde", "none"]
+Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde", "none"]
 Sampler = Literal["random", "greedy", "bayesian"]
 Metric = Literal["auc", "logloss", "mse", "rmse"]
 
@@ -41,6 +42,7 @@ class SearchSpec(BaseModel):
     autodim: AutoDimSettings = Field(default=AutoDimSettings(), description="the method autodim: widths by gradient")
     autodis: AutoDisSettings = Field(default=AutoDisSettings(), description="the method autodis: numeric fields")
     autogroup: AutoGroupSettings = Field(default=AutoGroupSettings(), description="the method autogroup: groups")
+    nis: NISSettings = Field(default=NISSettings(), description="the method nis: sizes of tables by a policy")
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

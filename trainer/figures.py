@@ -13,10 +13,20 @@ def heatmap(
     rows: tuple[str, Sequence[str]],
     columns: tuple[str, Sequence[str]],
     values: Sequence[Sequence[float | None]],
+    marked: Sequence[tuple[int, int]] = (),
 ) -> Figure:
-    """One number per row and column, both as (name of the axis, labels); None leaves a cell blank."""
+    """One number per row and column, both as (name of the axis, labels); None leaves a cell blank.
+
+    Cells in `marked`, by their places (row, column), are outlined.
+    """
     names = {"row_name": rows[0], "rows": list(rows[1]), "column_name": columns[0], "columns": list(columns[1])}
-    return _figure("heatmap", title, note, **names, values=_short(values))
+    return _figure("heatmap", title, note, **names, values=_short(values), marked=[list(place) for place in marked])
+
+
+def scatter(title: str, note: str, x_name: str, y_name: str, points: Sequence[tuple[str, float, float]]) -> Figure:
+    """Points, each with what it stands for: (words, x, y)."""
+    shown = [{"name": name, "x": _short(x), "y": _short(y)} for name, x, y in points]
+    return _figure("scatter", title, note, x_name=x_name, y_name=y_name, points=shown)
 
 
 def curves(

@@ -60,8 +60,12 @@ class EpochRecord:
     """Rows trained on in this epoch."""
 
 
+Output = Callable[[Batch], Tensor]
+"""What a model gives for a batch of B rows in the training's number format: (B,) float32."""
+
+
 class Gates(Protocol):
-    """What a search decides while the weights of its supernet train (`engines.gradient`)."""
+    """What a search decides while the weights of its supernet train (`engines.supernet`)."""
 
     names: frozenset[str]
     """Parameters of the model that are no weights: the training leaves them alone."""
@@ -69,10 +73,10 @@ class Gates(Protocol):
     def before_step(self) -> None:
         """Before the forward pass of each step."""
 
-    def after_step(self, batch: Batch, loss: Callable[[Batch], Tensor]) -> None:
+    def after_step(self, batch: Batch, output: Output) -> None:
         """After the weights' update: gradients of the step are still there.
 
-        `loss` gives that of any batch; of several processes each has its part of it, and of its gradient.
+        `output` gives that of any batch on the model's device; several processes each have their rows of a batch.
         """
 
     def state(self) -> dict[str, Any]:
@@ -326,12 +330,12 @@ class _Run:
         batches = self.train.batches(self.settings.batch_size, seed_epoch=order, start=begun.step)
         for batch in ahead(self.model, (batch.to(self.device) for batch in batches)):
             torch.manual_seed(seed + begun.step)
-            loss = self._step(batch)
-            begun.loss += loss * batch.of / world
+            step_loss = self._step(batch)
+            begun.loss += step_loss * batch.of / world
             begun.samples += batch.of / world
             begun.step += 1
             # Where there are more processes they have to stop at the same moment, which is the end of the epoch.
-            if world == 1 and not math.isfinite(loss):
+            if world == 1 and not math.isfinite(step_loss):
                 break
             if self.checkpoints and begun.step % CLOCK_STEPS == 0 and self._due():
                 self._save()
@@ -354,23 +358,28 @@ class _Run:
         """One update of all weights; the loss before it, whose mean over the processes is that of the batch."""
         if self.gates:
             self.gates.before_step()
-        loss = self._loss(batch, self.model)
-        loss.backward()  # type: ignore[no-untyped-call]
+        step_loss = loss(self.task, self._output(batch, self.model), batch)
+        step_loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers.coalesce()
         self.optimizers.step()
         if self.average:
             self.average.after_step()
         if self.gates:
-            self.gates.after_step(batch, lambda rows: self._loss(rows.to(self.device), unwrapped(self.model)))
+            self.gates.after_step(batch, lambda rows: self._output(rows, unwrapped(self.model)))
         self.optimizers.zero_grad()
-        return loss.item()
+        return step_loss.item()
 
-    def _loss(self, batch: Batch, model: nn.Module) -> Tensor:
+    def _output(self, batch: Batch, model: nn.Module) -> Tensor:
         with self.precision:
-            output_B = model(batch)
-        measure = functional.binary_cross_entropy_with_logits if self.task == "ctr" else functional.mse_loss
-        # Processes may have unequal parts of a batch, but gradients are averaged over processes.
-        return measure(output_B.float(), batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
+            output_B: Tensor = model(batch)
+        return output_B.float()
+
+
+def loss(task: Task, output_B: Tensor, batch: Batch) -> Tensor:
+    """What training minimises; its mean over the processes is that of the batch."""
+    measure = functional.binary_cross_entropy_with_logits if task == "ctr" else functional.mse_loss
+    # Processes may have unequal parts of a batch, but gradients are averaged over processes.
+    return measure(output_B, batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
 
 
 def _weight_of(name: str) -> str | None:

@@ -68,7 +68,7 @@ class Outcome:
     seconds: float = 0.0
     samples: int = 0
     found: dict[str, Any] | None = None
-    """What the search on a supernet gave: `architecture`, `figures`, `seconds`, `samples`."""
+    """What the search on a supernet gave (`engines.supernet.Found.to_dict`)."""
     error: str | None = None
     fatal: bool = False
     """The error would meet every other job as well (a full disk), so the run has to stop."""
@@ -334,15 +334,15 @@ def _search(
     """What the candidate's supernet gives, if it has one. Nothing is trained that its checkpoints hold."""
     if candidate.supernet is None:
         return None
-    from trainer.engines import gradient
     from trainer.methods.base import Opening
     from trainer.methods.table import METHODS
 
-    open_supernet = METHODS[candidate.supernet["method"]].supernet
-    assert open_supernet is not None
+    method = METHODS[candidate.supernet["method"]]
+    assert method.supernet is not None
+    assert method.search is not None
     opening = Opening(candidate.architecture, candidate.supernet, candidate.training, train, valid, job.seed)
-    found = gradient.search(
-        open_supernet(opening),
+    found = method.search(
+        method.supernet(opening),
         train,
         valid,
         candidate.training,
@@ -351,7 +351,7 @@ def _search(
         save_seconds=job.save_seconds,
         on_epoch=on_epoch,
     )
-    return {**vars(found), "architecture": found.architecture.to_dict()}
+    return found.to_dict()
 
 
 def discard(checkpoints: Path) -> None:

@@ -20,7 +20,7 @@ from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Jagged, Table
-from trainer.engines.gradient import Schedule, Trace
+from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
 from trainer.methods.settings import BackboneSettings
@@ -218,7 +218,7 @@ def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool
     net.model.zero_grad()
     loss(net.model, schema).backward()
     assert finite(net.model)
-    if deciding or net.schedule.level == "single":
+    if deciding or net.level == "single":
         net.optimizer(10).step()
     inside = {id(weight) for weight in net.model.parameters()}
     assert all(id(gate) in inside for gate in net.gates.values())

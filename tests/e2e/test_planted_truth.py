@@ -19,7 +19,8 @@ from trainer import data
 from trainer.architecture import Architecture
 from trainer.build import build
 from trainer.engines import gradient
-from trainer.engines.gradient import Found, Supernet
+from trainer.engines.gradient import Supernet
+from trainer.engines.supernet import Found
 from trainer.fit import fit
 from trainer.methods.base import Opening
 from trainer.methods.settings import AutoDimSettings, AutoDisSettings, AutoFISSettings, AutoGroupSettings

@@ -10,7 +10,7 @@ from components.settings import SearchSpec
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Table
 from trainer.engines import gradient
-from trainer.engines.gradient import Found, Trace
+from trainer.engines.supernet import Found, Trace
 from trainer.methods.base import Opening
 from trainer.methods.table import METHODS
 from trainer.modules.mixture import Mixture

@@ -34,8 +34,8 @@ from trainer.candidate import candidate_space
 from trainer.errors import UserError
 from trainer.fit import fit
 from trainer.methods import field_dims, mde
-from trainer.methods.autodim import WidthChoice, single_field_scores, within_budget
-from trainer.methods.base import Opening
+from trainer.methods.autodim import WidthChoice, single_field_scores
+from trainer.methods.base import Opening, within_budget
 from trainer.methods.settings import AutoDimSettings, FieldDimsSettings, MDESettings
 from trainer.methods.table import METHODS
 from trainer.modules.mixture import SCALE, Mixture
@@ -592,7 +592,7 @@ ROWS_TIMES_WIDTH = torch.tensor([[20, 40, 80], [10, 20, 40], [200, 400, 800]])
     ],
 )
 def test_the_likeliest_widths_that_fit(budget: float, best: list[int]) -> None:
-    assert within_budget(LOG_WEIGHTS, ROWS_TIMES_WIDTH, budget) == best
+    assert within_budget(list(LOG_WEIGHTS), list(ROWS_TIMES_WIDTH), budget) == best
 
 
 @given(seed=st.integers(0, 10_000), share=st.floats(0.2, 1.0, allow_subnormal=False))
@@ -601,9 +601,9 @@ def test_a_budget_is_kept_and_only_costs_weight(seed: int, share: float) -> None
     weight_MN = torch.randn(5, 4, generator=draw).log_softmax(dim=1)
     size_MN = torch.randint(2, 5000, (5, 1), generator=draw) * torch.tensor([2, 4, 8, 16])
     budget = share * float(size_MN[:, -1].sum())
-    best_M = torch.tensor(within_budget(weight_MN, size_MN, budget))
+    best_M = torch.tensor(within_budget(list(weight_MN), list(size_MN), budget))
     assert float(size_MN.gather(1, best_M[:, None]).sum()) <= budget
-    free_M = torch.tensor(within_budget(weight_MN, size_MN, float("inf")))
+    free_M = torch.tensor(within_budget(list(weight_MN), list(size_MN), float("inf")))
     assert torch.equal(free_M, weight_MN.argmax(dim=1))
     assert weight_MN.gather(1, best_M[:, None]).sum() <= weight_MN.gather(1, free_M[:, None]).sum()
     spare = budget - float(size_MN.gather(1, best_M[:, None]).sum())

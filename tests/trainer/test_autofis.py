@@ -78,7 +78,7 @@ def test_every_pair_has_a_gate_behind_a_norm(backbone: str, rows: Table) -> None
     fields = 5 if backbone != "dlrm" or rows is ROWS["planted"] else 4  # three tables and the layers on the numbers
     assert net.gates[node.id].tolist() == [pytest.approx(GATE)] * comb(fields, 2)
     assert any(gate is net.gates[node.id] for gate in net.model.parameters())
-    assert net.schedule.level == "single"
+    assert net.level == "single"
 
 
 @backbones

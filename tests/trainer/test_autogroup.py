@@ -279,7 +279,7 @@ def test_every_order_has_full_groups_on_tables_of_its_own(backbone: str, kind: s
         assert {encoder.dim for encoder in net.open.views[node.inputs[0]].encoders.values()} == {3}  # type: ignore[union-attr]
         assert net.gates[node.id].shape == (len(node.sets), 5)
         assert 0 < net.gates[node.id].abs().max() < 0.01
-    assert net.schedule.level == "alternating"
+    assert net.level == "alternating"
     assert all(any(gate is own for own in net.model.parameters()) for gate in net.gates.values())
 
 

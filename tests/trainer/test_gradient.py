@@ -20,7 +20,7 @@ from trainer.architecture import Architecture
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Batch, Table
 from trainer.engines import gradient
-from trainer.engines.gradient import TRACE_POINTS, Found
+from trainer.engines.supernet import TRACE_POINTS, Found
 from trainer.fit import EpochRecord
 from trainer.methods.base import Opening
 from trainer.methods.table import METHODS

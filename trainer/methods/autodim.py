@@ -20,12 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer import metrics
-from trainer.architecture import Architecture, TableEncoder, View
+from trainer.architecture import Architecture
 from trainer.data import Batch, Table
-from trainer.engines.gradient import Level, Trace
+from trainer.engines.gradient import Level
+from trainer.engines.supernet import Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure, curves, table
-from trainer.methods.base import Data, MixtureSearch, Opening, backbone, draw, with_dims
+from trainer.methods.base import (
+    Data,
+    MixtureSearch,
+    Opening,
+    backbone,
+    draw,
+    tables_of_width,
+    with_dims,
+    within_budget,
+)
 from trainer.methods.settings import AutoDimSettings, MixtureSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
@@ -65,7 +75,7 @@ class AutoDim(MixtureSearch):
         self.train, self.valid = opening.train, opening.valid
         self.model = opening.build(opening.backbone)
         with opening.draws():
-            opened = _open_views(opening.backbone, self.dims)
+            opened = tables_of_width(opening.backbone, max(self.dims))
             self.choices = {name: self._open(name, fields) for name, fields in opened.items()}
         if not self.choices:
             raise UserError("autodim: the backbone has no tables as wide as the widest of autodim.dims")
@@ -127,40 +137,10 @@ class AutoDim(MixtureSearch):
 
     def _dims(self, name: str) -> dict[str, int]:
         opened = self.choices[name]
-        best = within_budget(opened.mixture.logits.detach().log_softmax(dim=1), *self._sizes(opened))
+        size_MN, budget = self._sizes(opened)
+        weight_MN = opened.mixture.logits.detach().log_softmax(dim=1)
+        best = within_budget(list(weight_MN), list(size_MN), budget)
         return {field: self.dims[place] for field, place in zip(opened.fields, best, strict=True)}
-
-
-def within_budget(weight_MN: Tensor, size_MN: Tensor, budget: float) -> list[int]:
-    """For each of M fields one of N candidates: that of the greatest log weight, as far as all fit `budget` together.
-
-    Sizes rise along N. Where the heaviest do not fit, parameters get the least price at which the fields' best
-    candidates, weight minus price times size, do; at the worst that is the smallest candidate of every field. What the
-    budget then still holds goes to the heavier candidates that fit, the greatest gain first.
-    """
-    weight_MN = weight_MN.double()
-
-    def chosen(price: float) -> Tensor:
-        return (weight_MN - price * size_MN).argmax(dim=1, keepdim=True)
-
-    def spare(best_M1: Tensor) -> float:
-        return budget - float(size_MN.gather(1, best_M1).sum())
-
-    best_M1 = chosen(0.0)
-    if spare(best_M1) >= 0:
-        return best_M1.flatten().tolist()
-    low, high = 0.0, 1.0 + float(weight_MN.amax() - weight_MN.amin())  # sizes differ by 1 at least
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (low, middle) if spare(chosen(middle)) >= 0 else (middle, high)
-    best_M1 = chosen(high)
-    while True:
-        gain_MN = weight_MN - weight_MN.gather(1, best_M1)
-        gain_MN[size_MN - size_MN.gather(1, best_M1) > spare(best_M1)] = 0
-        field, candidate = divmod(int(gain_MN.argmax()), gain_MN.shape[1])
-        if gain_MN[field, candidate] <= 0:
-            return best_M1.flatten().tolist()
-        best_M1[field] = candidate
 
 
 class WidthChoice(nn.Module):
@@ -183,17 +163,6 @@ class WidthChoice(nn.Module):
     def candidates(self, x_BMD: Tensor) -> Tensor:
         """(B, M, N, D): every prefix, mapped to the full width."""
         return torch.stack([mapped(x_BMD[..., : mapped.in_features]) for mapped in self.maps], dim=2)
-
-
-def _open_views(architecture: Architecture, dims: Sequence[int]) -> dict[str, list[str]]:
-    """View -> its fields whose width is open."""
-
-    def fields(view: View) -> list[str]:
-        tables = [name for name, encoder in view.encoders.items() if isinstance(encoder, TableEncoder)]
-        return [name for name in tables if view.encoders[name].dim == max(dims)]  # type: ignore[union-attr]
-
-    found = {name: fields(view) for name, view in architecture.views.items()}
-    return {name: opened for name, opened in found.items() if opened}
 
 
 def single_field_scores(train: Table, valid: Table) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from trainer.architecture import Architecture, BinsEncoder, BucketsEncoder, ScaleEncoder
 from trainer.data import Batch, Table
-from trainer.engines.gradient import Trace
+from trainer.engines.supernet import Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves
 from trainer.methods.base import Data, MixtureSearch, Opening, backbone

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from trainer import figures
 from trainer.architecture import FM, Architecture, Dot, Node, Pairs, Triples
-from trainer.engines.gradient import Schedule, Trace
+from trainer.engines.gradient import Level
+from trainer.engines.supernet import Schedule, Trace
 from trainer.figures import Figure
 from trainer.grda import GRDA, calibrated
 from trainer.methods.base import ATTENTION, Data, Opening, backbone, closed, copied_views, draw, without
@@ -65,7 +66,8 @@ class AutoFIS:
         self.weights = {name: _gate(module) for name, module in modules.items()}
         # What is drawn blindly needs no search.
         self.gates = {} if opening.plan["select"] == "random" else self.weights
-        self.schedule = Schedule(epochs=self.plan["epochs"], level="single", warm_up=self.plan["warm_up"])
+        self.level: Level = "single"
+        self.schedule = Schedule(epochs=self.plan["epochs"], warm_up=self.plan["warm_up"])
 
     def optimizer(self, steps: int) -> torch.optim.Optimizer:
         gates = list(self.gates.values())
@@ -86,7 +88,7 @@ class AutoFIS:
                 node["keep"] = [names[place] for place in self._kept(node["id"])]
                 shut += [] if node["keep"] else [node["id"]]
                 node["keep"] = node["keep"] or "all"
-        return without(Architecture.from_dict(data), shut)
+        return without(data, shut)
 
     def figures(self, trace: Trace) -> list[Figure]:
         drawn = []

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.architecture import FM, Architecture, Dot, Pairs
-from trainer.engines.gradient import Schedule, Trace
+from trainer.engines.gradient import Level
+from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Figure, curves, heatmap
 from trainer.methods.base import ATTENTION, WIDTH, Data, Opening, backbone, closed, copied_views, without
@@ -61,7 +62,8 @@ class AutoGroup:
         with opening.draws():
             self.groups = {node.id: self._opened(node.id) for node in self.open.nodes if node.op == "groups"}
         self.gates = {name: groups.logits for name, groups in self.groups.items()}
-        self.schedule = Schedule(epochs=opening.plan["epochs"], level="alternating")
+        self.level: Level = "alternating"
+        self.schedule = Schedule(epochs=opening.plan["epochs"])
 
     def optimizer(self, steps: int) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
@@ -77,7 +79,7 @@ class AutoGroup:
                 sets = self._sets(node["id"], least=min(node["order"], 2))
                 empty += [] if sets else [node["id"]]
                 node["sets"] = sets or node["sets"]
-        return without(Architecture.from_dict(data), empty)
+        return without(data, empty)
 
     def figures(self, trace: Trace) -> list[Figure]:
         drawn = []

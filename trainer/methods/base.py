@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trainer import zoo
-from trainer.architecture import Architecture
+from trainer.architecture import Architecture, TableEncoder, View
 from trainer.build import Model, build
 from trainer.data import Table
-from trainer.engines.gradient import Level, Schedule
+from trainer.engines.gradient import Level
+from trainer.engines.supernet import Schedule
 from trainer.errors import UserError
 from trainer.methods.settings import BackboneSettings
 from trainer.modules.mixture import Mixture
@@ -69,12 +71,14 @@ def closed(template: Data, *names: str) -> Data:
     return filled
 
 
-def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
-    """`architecture` without these nodes, and without nodes that then have no input.
+def without(data: Data, gone: Collection[str]) -> Architecture:
+    """The architecture described without these nodes, views or `view.field`s, and without nodes left with no input.
 
     Raises UserError if nothing is left.
     """
-    data, gone = architecture.to_dict(), set(gone)
+    gone = set(gone)
+    views = {name: _without_fields(name, view, gone) for name, view in data["views"].items()}
+    gone |= {name for name, view in views.items() if not view["encoders"]}
     nodes = []
     for node in data["nodes"]:
         inputs = [ref for ref in node["in"] if ref not in gone]
@@ -85,7 +89,13 @@ def without(architecture: Architecture, gone: Collection[str]) -> Architecture:
     head = [ref for ref in data["head"]["in"] if ref not in gone]
     if not head:
         raise UserError("the search closed every part of the model: nothing is left to derive")
-    return Architecture.from_dict({**data, "nodes": nodes, "head": {**data["head"], "in": head}}).live()
+    kept = {name: view for name, view in views.items() if name not in gone}
+    return Architecture.from_dict({**data, "views": kept, "nodes": nodes, "head": {**data["head"], "in": head}}).live()
+
+
+def _without_fields(name: str, view: Data, gone: Collection[str]) -> Data:
+    encoders = {field: encoder for field, encoder in view["encoders"].items() if f"{name}.{field}" not in gone}
+    return {**view, "encoders": encoders}
 
 
 def copied_views(views: Data, inputs: Sequence[str], suffix: str, *, of: str, dim: int | None = None) -> list[str]:
@@ -113,7 +123,7 @@ class MixtureSearch:
         self.plan, self._mixtures = plan, list(mixtures.values())
         self.gates = {name: mixture.logits for name, mixture in mixtures.items()}
         timing = {name: plan[name] for name in ("epochs", "every", "warm_up", "table_l2")}
-        self.schedule = Schedule(level=level, **timing)
+        self.level, self.schedule = level, Schedule(**timing)
 
     def optimizer(self, steps: int) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.gates.values(), lr=self.plan["gate_learning_rate"])
@@ -147,3 +157,48 @@ def _with_dims(view: Data, dims: Mapping[str, Any], width: int, align: Any) -> D
         return view
     encoders |= {name: {"kind": "table", "dim": dims[name]} for name in tables}
     return {**view, "encoders": encoders, "align": align, "width": width}
+
+
+def tables_of_width(architecture: Architecture, width: int) -> dict[str, list[str]]:
+    """The fields of each view that have a table so wide; views without any are left out."""
+
+    def fields(view: View) -> list[str]:
+        tables = [(name, encoder) for name, encoder in view.encoders.items() if isinstance(encoder, TableEncoder)]
+        return [name for name, encoder in tables if encoder.dim == width]
+
+    found = {name: fields(view) for name, view in architecture.views.items()}
+    return {name: opened for name, opened in found.items() if opened}
+
+
+def within_budget(weights: Sequence[Tensor], sizes: Sequence[Tensor], budget: float) -> list[int]:
+    """For each of M things one of its candidates: the one of the greatest log weight, as far as all fit `budget`.
+
+    Sizes are whole numbers. Where the likeliest do not fit together, parameters get the least price at which the best
+    candidates, weight minus price times size, do; at the worst that is the smallest candidate everywhere. What the
+    budget then still holds goes to likelier candidates that fit, the greatest gain first.
+    """
+    weights = [weight_N.double() for weight_N in weights]
+
+    def chosen(price: float) -> list[int]:
+        return [int((weight_N - price * size_N).argmax()) for weight_N, size_N in zip(weights, sizes, strict=True)]
+
+    def spare(best: list[int]) -> float:
+        return budget - sum(float(size_N[place]) for size_N, place in zip(sizes, best, strict=True))
+
+    best = chosen(0.0)
+    if spare(best) >= 0:
+        return best
+    low, high = 0.0, 1.0 + max(float(weight_N.max() - weight_N.min()) for weight_N in weights)  # sizes differ by 1
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if spare(chosen(middle)) >= 0 else (middle, high)
+    best = chosen(high)
+    while True:
+        gains = [
+            (weight_N - weight_N[place]).masked_fill(size_N - size_N[place] > spare(best), 0.0)
+            for weight_N, size_N, place in zip(weights, sizes, best, strict=True)
+        ]
+        thing = max(range(len(gains)), key=lambda number: float(gains[number].max()))
+        if gains[thing].max() <= 0:
+            return best
+        best[thing] = int(gains[thing].argmax())

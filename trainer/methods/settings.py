@@ -3,7 +3,16 @@
 from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Interactor = Literal[
     "InnerProduct", "MLP", "FM", "CrossNet", "SelfAttention", "Elementwise", "Concatenate", "RandomSelect"
@@ -124,6 +133,69 @@ class AutoDimSettings(DimsSettings, MixtureSettings):
         default="validation",
         description="rows that decide; training: the weights' own batches (AutoDim-s, which ends wider)",
     )
+
+
+class PolicySettings(BaseModel):
+    """How a supernet is searched by sampling: weights on training rows, after a warm-up a policy on validation rows.
+
+    All values are ours.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    every: int = Field(default=1, ge=1, description="steps of the weights for each step of the policy")
+    draws: int = Field(default=4, ge=1, description="choices scored in a step of the policy, all on the same rows")
+    warm_up: float = Field(
+        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, in which all choices are trained"
+    )
+    policy_learning_rate: float = Field(default=0.05, ge=0, description="Adam's rate for the policy")
+    entropy: float = Field(
+        default=0.01, ge=0, description="weight of the entropy that keeps a policy from deciding early"
+    )
+    table_l2: NonNegativeFloat | None = Field(
+        default=None, description="the supernet's own table_l2; none: the training's"
+    )
+    epochs: int = Field(default=12, ge=1, description="passes over the training rows")
+    sample: int = Field(
+        default=8,
+        ge=0,
+        description="choices trained from scratch to see how far the supernet's scores can be trusted; 0: none",
+    )
+
+
+class NISSettings(WidthSettings, PolicySettings):
+    """NIS: how many categories of each field get an embedding, and how wide, within a budget."""
+
+    sizes: Literal["single", "multi"] = Field(
+        default="multi",
+        description="single: all kept categories of a field have one width; multi: frequent ones may have a wider one",
+    )
+    dim: int = Field(default=16, ge=1, description="the greatest width, which is the backbone's")
+    columns: int = Field(default=4, ge=1, description="column groups of a table; they divide `dim`")
+    rows: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.1, 0.3, 0.6, 1.0],
+        min_length=1,
+        description="where row groups of a table end, as shares of its categories, the most frequent first",
+    )
+    budget: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.5], min_length=1, description="greatest share of the full tables that may be kept"
+    )
+    price: float = Field(
+        default=0.1, ge=0, description="taken off the reward where a choice is twice as large as the budget"
+    )
+    select: Literal["policy", "random", "frequency"] = Field(
+        default="policy",
+        description="policy: what it has learned; random: drawn blindly, as large as the budget lets; frequency: widths"
+        " that follow a power of the categories' frequency",
+    )
+
+    @model_validator(mode="after")
+    def _divides(self) -> "NISSettings":
+        if self.dim % self.columns:
+            raise ValueError(f"{self.columns} 'columns' do not divide a 'dim' of {self.dim}")
+        if self.rows != sorted(set(self.rows)) or self.rows[-1] != 1:
+            raise ValueError("'rows' must rise and end at 1, where all categories are in")
+        return self
 
 
 class FieldDimsSettings(DimsSettings):

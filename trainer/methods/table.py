@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer.engines.gradient import Supernet
+    from trainer.engines.supernet import Found, Supernet
     from trainer.methods.base import Opening
     from trainer.schema import DatasetSchema
 
@@ -16,13 +16,14 @@ Data = dict[str, Any]
 class Method:
     """What a method is to the rest of Dalil; `settings` are those of its own section in a pipeline file.
 
-    Every method has a space of architectures. For a search by gradient these are backbones: `plan` is then the space of
-    settings of one search, and `supernet` opens a backbone with one of them.
+    Every method has a space of architectures. For a search on a supernet these are backbones: `plan` is then the space
+    of settings of one search, `supernet` opens a backbone with one of them, and `search` is that of the engine.
     """
 
     space: "Callable[[DatasetSchema, Any], Data]"
     plan: Callable[[Any], Data] | None = None
     supernet: "Callable[[Opening], Supernet] | None" = None
+    search: "Callable[..., Found] | None" = None
 
 
 def _autorec() -> Method:
@@ -32,27 +33,38 @@ def _autorec() -> Method:
 
 
 def _autofis() -> Method:
+    from trainer.engines import gradient
     from trainer.methods import autofis
 
-    return Method(autofis.space, autofis.plan, autofis.AutoFIS)
+    return Method(autofis.space, autofis.plan, autofis.AutoFIS, gradient.search)
 
 
 def _autodim() -> Method:
+    from trainer.engines import gradient
     from trainer.methods import autodim
 
-    return Method(autodim.space, autodim.plan, autodim.AutoDim)
+    return Method(autodim.space, autodim.plan, autodim.AutoDim, gradient.search)
 
 
 def _autodis() -> Method:
+    from trainer.engines import gradient
     from trainer.methods import autodis
 
-    return Method(autodis.space, autodis.plan, autodis.AutoDis)
+    return Method(autodis.space, autodis.plan, autodis.AutoDis, gradient.search)
 
 
 def _autogroup() -> Method:
+    from trainer.engines import gradient
     from trainer.methods import autogroup
 
-    return Method(autogroup.space, autogroup.plan, autogroup.AutoGroup)
+    return Method(autogroup.space, autogroup.plan, autogroup.AutoGroup, gradient.search)
+
+
+def _nis() -> Method:
+    from trainer.engines import sampled
+    from trainer.methods import nis
+
+    return Method(nis.space, nis.plan, nis.NIS, sampled.search)
 
 
 def _field_dims() -> Method:
@@ -89,6 +101,7 @@ METHODS = _Table(
     autodim=_autodim,
     autodis=_autodis,
     autogroup=_autogroup,
+    nis=_nis,
     field_dims=_field_dims,
     mde=_mde,
 )

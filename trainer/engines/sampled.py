@@ -1,0 +1,218 @@
+"""Search by sampling: draw one choice, train or score the shared weights on it, learn from the score.
+
+A method gives a `Supernet`: a built model that can take any choice, a policy, and what a choice costs. A choice is one
+option for each of its decisions; those of a policy are independent, each with a softmax over its options.
+
+* Every step of the weights takes a choice for its whole batch. In the warm-up that is everything with a probability
+  that falls from 1 to 0, else a uniform draw, so that all parts are trained before any is judged; then a draw of the
+  policy. What a choice leaves out is neither computed nor moved.
+* After every `every` steps, the warm-up over, `draws` choices of the policy are scored on the same batch of validation
+  rows, which change nothing else. The reward is the quality less the choice's price; the policy takes a step of
+  REINFORCE (Williams 1992) with the mean of the other draws as its baseline, or with a single draw the moving mean of
+  the rewards. Advantages are divided by their moving deviation, so that rates do not depend on the metric's scale.
+
+A score is only as good as its rank: `sample` choices, drawn uniformly, are scored on all validation rows in the end, to
+be held against trainings from scratch (`Found.sample`).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer import metrics
+from trainer.architecture import Architecture
+from trainer.data import Batch, Table
+from trainer.engines import supernet
+from trainer.engines.supernet import Found, Learner, Scored, Trace, buffers_kept
+from trainer.fit import Output, predict
+from trainer.modules.interactions import BatchNorm
+from trainer.processes import gather_rows
+from trainer.schema import Task
+from trainer.settings import TrainSettings
+
+Choice = dict[str, Tensor]
+"""For each name of a policy the options that its decisions take, (decisions,) int64."""
+
+BLIND = 0.5
+"""AUC of guesses; what rows of one class can tell of any choice."""
+FORGETTING = 0.95
+"""Decay of the moving mean of rewards and of the moving square of advantages."""
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """How a policy learns: Adam's `rate`, `draws` per step, and the weight of the `entropy` that is added."""
+
+    rate: float
+    draws: int
+    entropy: float
+
+
+class Supernet(supernet.Supernet, Protocol):
+    """What a method gives the engine."""
+
+    policy: dict[str, nn.Parameter]
+    """Logits, (decisions, options), by a name for the reader. No parameters of the model."""
+    teaching: Reinforce
+    sample: int
+    """Choices scored in the end beside the one that was learned."""
+
+    def take(self, choice: Choice | None) -> None:
+        """From now on the model computes with this choice; with None it computes with everything."""
+
+    def price(self, choice: Choice) -> float:
+        """What is subtracted from a choice's quality (AUC, or minus the mean squared error)."""
+
+    def architecture(self, choice: Choice) -> Architecture:
+        """A choice as a model to train from scratch."""
+
+
+def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *, seed: int, **rest: Any) -> Found:
+    """Train the supernet and its policy, and derive; without a policy there is nothing to learn.
+
+    `rest` as in `supernet.train`.
+    """
+    if not net.policy:
+        return Found(net.derive(), net.figures(Trace([], {})), 0.0, 0)
+    policy = _Policy(net, train, valid, settings.batch_size, seed)
+
+    def finish() -> list[Scored]:
+        choices = [uniform(net.policy, generator(seed, "sample", number)) for number in range(net.sample)]
+        policy.samples += valid.total * len(choices)
+        return [Scored(net.architecture(choice), score(net, choice, valid)) for choice in choices]
+
+    return supernet.train(net, policy, (train, valid), settings, seed=seed, finish=finish, **rest)
+
+
+def score(net: Supernet, choice: Choice, rows: Table) -> float:
+    """The loss of a choice (`metrics.MAIN`) on all rows of a split, with the weights as they are shared."""
+    net.take(choice)
+    with scoring(net.model):
+        predicted = predict(net.model, rows)
+    measured = metrics.evaluate(rows.schema.task, gather_rows(rows.label).numpy(), predicted)
+    return measured[metrics.MAIN[rows.schema.task]]
+
+
+class _Policy(Learner):
+    """The policy's side of the fit loop."""
+
+    def __init__(self, net: Supernet, train: Table, valid: Table, batch_size: int, seed: int) -> None:
+        def adam(steps: int) -> torch.optim.Optimizer:
+            return torch.optim.Adam(net.policy.values(), lr=net.teaching.rate)
+
+        super().__init__(net, net.policy, adam, train, valid, batch_size, seed)
+        self.net, self.teaching = net, net.teaching
+        self.mean = self.square = 0.0
+        """Moving mean of rewards, and of the squares of advantages, both still to be divided by their weight."""
+
+    def before_step(self) -> None:
+        self.net.take(self._next(generator(self.seed, "train", self.step)))
+
+    def learn(self, batch: Batch, output: Output) -> None:
+        choices, rewards = [], []
+        rows = self.next_valid()
+        for number in range(self.teaching.draws):
+            choice = drawn(self.values, generator(self.seed, "score", self.learned, number))
+            self.net.take(choice)
+            with torch.no_grad(), scoring(self.model):
+                quality = _quality(self.task, output(rows), rows.label)
+            choices.append(choice)
+            rewards.append(quality - self.net.price(choice))
+            self.samples += rows.of
+        goal = sum(
+            advantage * log_probability(self.values, choice)
+            for advantage, choice in zip(self._advantages(rewards), choices, strict=True)
+        )
+        loss = -goal / len(choices) - self.teaching.entropy * entropy(self.values)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        logits = {f"logits/{name}": logits.detach() for name, logits in self.values.items()}
+        return {**super().state(), **logits, "mean": self.mean, "square": self.square}
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        super().load_state(saved)
+        self.mean, self.square = saved["mean"], saved["square"]
+        for name, logits in self.values.items():
+            logits.data.copy_(saved[f"logits/{name}"])
+
+    def _next(self, random: torch.Generator) -> Choice | None:
+        """What the weights' next step takes."""
+        if self.step >= self.frozen:
+            return drawn(self.values, random)
+        everything = float(torch.rand((), generator=random)) < 1 - self.step / self.frozen
+        return None if everything else uniform(self.values, random)
+
+    def _advantages(self, rewards: list[float]) -> list[float]:
+        """How much better each draw was than expected, in deviations."""
+        reward_K = np.array(rewards)
+        weight = 1 - FORGETTING ** (self.learned + 1)
+        if len(reward_K) > 1:
+            advantage_K = (reward_K - reward_K.mean()) * len(reward_K) / (len(reward_K) - 1)
+        else:
+            before = self.mean / (1 - FORGETTING**self.learned) if self.learned else reward_K
+            advantage_K = reward_K - before
+        self.mean = FORGETTING * self.mean + (1 - FORGETTING) * float(reward_K.mean())
+        self.square = FORGETTING * self.square + (1 - FORGETTING) * float(np.square(advantage_K).mean())
+        deviation = (self.square / weight) ** 0.5
+        return [float(advantage) / deviation if deviation else 0.0 for advantage in advantage_K]
+
+
+def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """Random numbers of one draw: the same ones whether a search was killed before it or not, and on every process."""
+    state = np.random.SeedSequence([seed, *purpose.encode(), *numbers]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def drawn(policy: Mapping[str, Tensor], random: torch.Generator) -> Choice:
+    """A choice of the policy."""
+    chances = {name: logits.detach().softmax(dim=1) for name, logits in policy.items()}
+    return {name: torch.multinomial(chance, 1, generator=random).flatten() for name, chance in chances.items()}
+
+
+def uniform(policy: Mapping[str, Tensor], random: torch.Generator) -> Choice:
+    """A choice in which every option of a decision is as likely."""
+    return drawn({name: torch.zeros_like(logits) for name, logits in policy.items()}, random)
+
+
+def log_probability(policy: Mapping[str, Tensor], choice: Choice) -> Tensor:
+    """Of a choice."""
+    logs = [logits.log_softmax(dim=1).gather(1, choice[name][:, None]) for name, logits in policy.items()]
+    return torch.cat(logs).sum()
+
+
+def entropy(policy: Mapping[str, Tensor]) -> Tensor:
+    """Of all decisions together, in nats."""
+    logs = [logits.log_softmax(dim=1) for logits in policy.values()]
+    return -torch.stack([(log.exp() * log).sum() for log in logs]).sum()
+
+
+@contextmanager
+def scoring(model: nn.Module) -> Iterator[None]:
+    """Choices are compared: without dropout, and normalised by the statistics of the rows at hand.
+
+    The statistics that a normalisation keeps are those of all choices mixed, which fit none of them.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    with buffers_kept(model):
+        for module in training:
+            if isinstance(module, BatchNorm):
+                module.train()
+        yield
+    for module, was in training.items():
+        module.training = was
+
+
+def _quality(task: Task, output_B: Tensor, label_B: Tensor) -> float:
+    label, output = gather_rows(label_B.cpu()).numpy(), gather_rows(output_B.cpu()).double().numpy()
+    if task == "rating":
+        return -metrics.mse(label, output)
+    auc = metrics.auc(label, output)
+    return BLIND if np.isnan(auc) else auc

@@ -1,0 +1,240 @@
+"""What searches on a supernet share: weights are trained in the one fit loop, and beside them something is learned.
+
+A method gives a supernet: a built model with choices in it. An engine adds a `Learner`, which learns from what passes
+by how to choose; then an architecture is derived, which is data. Training it from scratch is nobody's special case.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from trainer.architecture import Architecture
+from trainer.build import Model
+from trainer.data import Batch, Table
+from trainer.device import device_of
+from trainer.figures import Figure
+from trainer.fit import EpochRecord, Output, fit
+from trainer.settings import SAVE_SECONDS, TrainSettings
+from trainer.sharding import placed
+
+TRACE_POINTS = 40
+"""Moments at which what is learned is noted."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a supernet is trained.
+
+    `every`: steps of the weights for each step of the learner. `warm_up`: the share of all steps, at the beginning, in
+    which it does not learn. `table_l2`: the supernet's own, if that differs from the derived model's.
+    """
+
+    epochs: int
+    every: int = 1
+    warm_up: float = 0.0
+    table_l2: float | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was learned at `TRACE_POINTS` moments: name -> (moments, *shape of the value)."""
+
+    epochs: list[float]
+    """When, in epochs."""
+    values: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A choice as an architecture, and its validation loss with the supernet's weights (`metrics.MAIN`)."""
+
+    architecture: Architecture
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished search on one supernet. `samples`: rows that were trained on or learned from.
+
+    `sample`: choices scored with the supernet's weights, by which their scores can be held against trainings.
+    """
+
+    architecture: Architecture
+    figures: list[Figure]
+    seconds: float
+    samples: int
+    sample: tuple[Scored, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (JSON), architectures as `Architecture.to_dict` gives them."""
+        sample = [{"architecture": one.architecture.to_dict(), "score": one.score} for one in self.sample]
+        return {**vars(self), "architecture": self.architecture.to_dict(), "sample": sample}
+
+
+class Supernet(Protocol):
+    """What a method gives any engine."""
+
+    model: Model
+    schedule: Schedule
+
+    def derive(self) -> Architecture:
+        """The architecture that was learned."""
+
+    def figures(self, trace: Trace) -> list[Figure]:
+        """What the search saw, for the report."""
+
+
+class Learner(ABC):
+    """What learns beside the weights (`fit.Gates`): counts steps, notes values, and can be put aside and go on."""
+
+    names: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        values: Mapping[str, nn.Parameter],
+        optimizer: Callable[[int], torch.optim.Optimizer],
+        train: Table,
+        valid: Table,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        """`values` is learned; `optimizer` makes what updates it, from the number of updates to come."""
+        self.schedule, self.model, self.values = supernet.schedule, supernet.model, dict(values)
+        self.valid, self.batch_size, self.seed, self.task = valid, batch_size, seed, train.schema.task
+        self.per_epoch = train.steps(batch_size)
+        self.steps = self.per_epoch * self.schedule.epochs
+        self.frozen = round(self.schedule.warm_up * self.steps)
+        self.optimizer = optimizer(max((self.steps - self.frozen) // self.schedule.every, 1))
+        self.step = self.learned = self.samples = 0
+        self.rows: Iterator[Batch] | None = None
+        self.epochs: list[float] = []
+        self.noted: dict[str, list[Tensor]] = {name: [] for name in self.values}
+        self._note()
+
+    @abstractmethod
+    def before_step(self) -> None:
+        """Set the model for the next step of the weights."""
+
+    @abstractmethod
+    def learn(self, batch: Batch, output: Output) -> None:
+        """One update of what is learned, after the weights' step on `batch`."""
+
+    def after_step(self, batch: Batch, output: Output) -> None:
+        self.step += 1
+        if self.step > self.frozen and (self.step - self.frozen) % self.schedule.every == 0:
+            self.learn(batch, output)
+            self.learned += 1
+        for value in self.values.values():
+            value.grad = None
+        if self.step * TRACE_POINTS // self.steps > (self.step - 1) * TRACE_POINTS // self.steps:
+            self._note()
+
+    def trace(self) -> Trace:
+        return Trace(self.epochs, {name: torch.stack(noted) for name, noted in self.noted.items()})
+
+    def progress(self) -> float:
+        """How much of the learning, which begins after the warm-up, is done: 0 to 1."""
+        return max(self.step - self.frozen, 0) / max(self.steps - self.frozen, 1)
+
+    def next_valid(self) -> Batch:
+        """Validation rows, in another order on every pass over them."""
+        passes, start = divmod(self.learned, self.valid.steps(self.batch_size))
+        if self.rows is None or start == 0:
+            # Another stream of orders than that of the training rows.
+            order = (self.seed, (1 << 20) + passes)
+            self.rows = self.valid.batches(self.batch_size, seed_epoch=order, start=start)
+        return next(self.rows).to(device_of(self.model))
+
+    def state(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in ("step", "learned", "samples", "epochs")}
+        state: dict[str, Any] = dict(counts)
+        for name, value in self.values.items():
+            state[f"values/{name}"] = torch.stack(self.noted[name])
+            state |= {f"optimizer/{key}/{name}": part for key, part in self.optimizer.state[value].items()}
+        return state
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        self.step, self.learned, self.samples = saved["step"], saved["learned"], saved["samples"]
+        self.epochs = saved["epochs"]
+        self.noted = {name: list(saved[f"values/{name}"]) for name in self.values}
+        for name, part in saved.items():
+            kind, _, rest = name.partition("/")
+            if kind == "optimizer":
+                key, _, learned = rest.partition("/")
+                value = self.values[learned]
+                # Numbers of steps stay where Adam reads them.
+                self.optimizer.state[value][key] = part.to(value.device) if part.dim() else part
+        self.rows = None
+
+    def _note(self) -> None:
+        self.epochs.append(self.step / self.per_epoch)
+        for name, value in self.values.items():
+            self.noted[name].append(value.detach().clone().cpu())
+
+
+def train(
+    supernet: Supernet,
+    learner: Learner,
+    rows: tuple[Table, Table],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    finish: Callable[[], Sequence[Scored]] = tuple,
+    checkpoints: Path | str | None = None,
+    save_seconds: float = SAVE_SECONDS,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+) -> Found:
+    """Train a supernet on training and validation `rows` to the end of its schedule, and derive.
+
+    The number of epochs is the schedule's, for what is learned has no best epoch; weights are not averaged, as nobody
+    uses them afterwards. `finish` is called before deriving; what it scores becomes the `sample`. `checkpoints` and
+    `save_seconds` as in `fit`.
+
+    Raises:
+        Diverged: as `fit`.
+    """
+    schedule = supernet.schedule
+    settings = settings.model_copy(update={"epochs": schedule.epochs, "patience": schedule.epochs, "average": 0.0})
+    if schedule.table_l2 is not None:
+        settings = settings.model_copy(update={"table_l2": schedule.table_l2})
+
+    def watch(record: EpochRecord) -> bool:
+        on_epoch(record)
+        return False
+
+    result = fit(
+        placed(supernet.model, settings, partly=True),
+        *rows,
+        settings,
+        task=rows[0].schema.task,
+        seed=seed,
+        checkpoints=checkpoints,
+        save_seconds=save_seconds,
+        on_epoch=watch,
+        gates=learner,
+    )
+    started = time.perf_counter()
+    for value in learner.values.values():  # a few numbers, which methods read where their other data are
+        value.data = value.data.cpu()
+    sample = tuple(finish())
+    architecture, figures = supernet.derive(), supernet.figures(learner.trace())
+    seconds = result.seconds + time.perf_counter() - started
+    return Found(architecture, figures, seconds, result.samples + learner.samples, sample)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Statistics of normalisations stay as they are: a pass beside training must teach the weights' side nothing."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in kept:
+            buffer.copy_(value)
