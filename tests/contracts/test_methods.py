@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Jagged, Table
+from trainer.engines import sampled
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
@@ -41,7 +43,13 @@ SCHEMAS = {
     for name, make in (("mixed", mixed_schema), ("categorical", flat_schema), ("numeric", numeric_schema))
     for task in ("ctr", "rating")
 }
-NEEDS = {"autodim": "categorical", "field_dims": "categorical", "mde": "categorical", "autodis": "numeric"}
+NEEDS = {
+    "autodim": "categorical",
+    "nis": "categorical",
+    "field_dims": "categorical",
+    "mde": "categorical",
+    "autodis": "numeric",
+}
 """The kind of field that a method is about."""
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
@@ -55,6 +63,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "autodis": {
         "several": {"encoders": ["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]},
         "bins": {"adaptive": [False, True], "aggregation": ["average", "max", "top"]},
+    },
+    "nis": {
+        "single": {"sizes": "single", "columns": 2, "rows": [0.5, 1.0]},
+        "padded": {"align": ["pad", "lift"], "budget": [0.1, 0.6]},
+        "blind": {"select": "random"},
+        "frequency": {"select": "frequency"},
     },
     "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
 }
@@ -205,11 +219,37 @@ def test_a_supernet_learns_and_derives_at_any_moment(method: str, name: str, var
         candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
         net = opened(candidate, schema)
         trained_a_step(net.derive(), schema)
-        if net.gates:
+        if METHODS[method].search is sampled.search:
+            assert_every_choice_learns(net, schema)
+        elif net.gates:
             for progress, frozen, deciding in ((0.0, True, False), (0.5, False, True)):
                 assert_learns(net, schema, progress, frozen, deciding)
             net.relax(1.0, frozen=False, deciding=False)
         trained_a_step(net.derive(), schema)
+
+
+def learned(net: Any) -> dict[str, Tensor]:
+    """The gates of a supernet, or its policy."""
+    values: dict[str, Tensor] = net.policy if hasattr(net, "policy") else net.gates
+    return values
+
+
+def assert_every_choice_learns(net: Any, schema: DatasetSchema) -> None:
+    """With everything, and with choices, each of which is a model too."""
+    choices = [sampled.uniform(net.policy, sampled.generator(7, "choice", number)) for number in range(3)]
+    for choice in [None, *choices] if net.policy else ():
+        net.take(choice)
+        net.model.zero_grad()
+        output = loss(net.model, schema)
+        if output.requires_grad:
+            output.backward()  # type: ignore[no-untyped-call]
+        assert finite(net.model)
+        if choice is not None:
+            assert net.price(choice) >= 0
+            with suppress(UserError):  # everything dropped
+                trained_a_step(net.architecture(choice), schema)
+    inside = {id(weight) for weight in net.model.parameters()}
+    assert not any(id(logits) in inside for logits in net.policy.values())
 
 
 def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool, deciding: bool) -> None:
@@ -228,7 +268,11 @@ def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool
 def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
     assert isinstance(net.schedule, Schedule)
-    if not net.gates or all(gate.shape[-1] == 1 for gate in net.gates.values()):
+    if (
+        METHODS[method].search is sampled.search
+        or not net.gates
+        or all(gate.shape[-1] == 1 for gate in net.gates.values())
+    ):
         return  # nothing to decide
     torch.manual_seed(0)
     net.relax(0.3, frozen=False, deciding=True)
@@ -240,10 +284,10 @@ def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dic
 @every_opening
 def test_figures_are_plain_data(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
-    values = {gate: torch.stack([value.detach(), value.detach() + 0.1]) for gate, value in net.gates.items()}
+    values = {name: torch.stack([value.detach(), value.detach() + 0.1]) for name, value in learned(net).items()}
     figures = net.figures(Trace([0.0, 1.0], values))
     assert json.loads(json.dumps(figures)) == figures
-    assert bool(figures) == bool(net.gates)
+    assert bool(figures) == bool(learned(net))
     for figure in figures:
         assert figure["kind"] in ("heatmap", "curves", "table")
 
@@ -269,7 +313,7 @@ def test_every_backbone_that_a_pipeline_file_may_name_has_something_to_open(meth
         candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
         if METHODS[method].supernet is not None:
             net = opened(candidate, schema)
-            assert net.gates
+            assert learned(net)
             loss(net.model, schema).backward()
             trained_a_step(net.derive(), schema)
         else:

@@ -29,17 +29,21 @@ from trainer.architecture import Architecture
 from trainer.data import Batch, Table
 from trainer.engines import supernet
 from trainer.engines.supernet import Found, Learner, Scored, Trace, buffers_kept
+from trainer.errors import UserError
 from trainer.fit import Output, predict
 from trainer.modules.interactions import BatchNorm
 from trainer.processes import gather_rows
 from trainer.schema import Task
 from trainer.settings import TrainSettings
+from trainer.shapes import infer
 
 Choice = dict[str, Tensor]
 """For each name of a policy the options that its decisions take, (decisions,) int64."""
 
 BLIND = 0.5
 """AUC of guesses; what rows of one class can tell of any choice."""
+DRAWS_OF_ONE = 20
+"""Blind draws for each choice of the sample, some of which may be no model at all."""
 FORGETTING = 0.95
 """Decay of the moving mean of rewards and of the moving square of advantages."""
 
@@ -68,6 +72,9 @@ class Supernet(supernet.Supernet, Protocol):
     def price(self, choice: Choice) -> float:
         """What is subtracted from a choice's quality (AUC, or minus the mean squared error)."""
 
+    def best(self) -> Choice:
+        """The choice that the policy now stands for."""
+
     def architecture(self, choice: Choice) -> Architecture:
         """A choice as a model to train from scratch."""
 
@@ -82,11 +89,25 @@ def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *
     policy = _Policy(net, train, valid, settings.batch_size, seed)
 
     def finish() -> list[Scored]:
-        choices = [uniform(net.policy, generator(seed, "sample", number)) for number in range(net.sample)]
-        policy.samples += valid.total * len(choices)
-        return [Scored(net.architecture(choice), score(net, choice, valid)) for choice in choices]
+        scored = []
+        for number in range(DRAWS_OF_ONE * net.sample):
+            choice = uniform(net.policy, generator(seed, "sample", number))
+            if len(scored) < net.sample and (architecture := _built(net, choice)):
+                scored.append(Scored(architecture, score(net, choice, valid)))
+                policy.samples += valid.total
+        return scored
 
     return supernet.train(net, policy, (train, valid), settings, seed=seed, finish=finish, **rest)
+
+
+def _built(net: Supernet, choice: Choice) -> Architecture | None:
+    """A choice as a model, unless it leaves too little to be one."""
+    try:
+        architecture = net.architecture(choice)
+        infer(architecture)
+    except UserError:
+        return None
+    return architecture
 
 
 def score(net: Supernet, choice: Choice, rows: Table) -> float:
@@ -112,6 +133,11 @@ class _Policy(Learner):
 
     def before_step(self) -> None:
         self.net.take(self._next(generator(self.seed, "train", self.step)))
+
+    def after_step(self, batch: Batch, output: Output) -> None:
+        super().after_step(batch, output)
+        if self.step % self.per_epoch == 0:  # validated is what would be derived now
+            self.net.take(self.net.best())
 
     def learn(self, batch: Batch, output: Output) -> None:
         choices, rewards = [], []

@@ -42,6 +42,8 @@ from trainer.space import choice
 LEAST_ROWS = 20
 """Row groups are at least so large, but for the last one: a table of 7 weekdays is not worth cutting."""
 BLIND_DRAWS = 1_000
+TIE = 1e-6
+"""Log weight of a whole table over none, between options that are equally likely."""
 NEVER = -1e9
 """Log weight of what a rule has not chosen."""
 
@@ -205,8 +207,12 @@ class NIS:
         return without(data, dropped)
 
     def best(self) -> Choice:
-        """The likeliest options that fit the budget together."""
-        decisions = [(name, row) for name, logits in self.logits.items() for row in logits.detach().log_softmax(dim=1)]
+        """The likeliest options that fit the budget together; of equally likely ones the largest."""
+        decisions = [
+            (name, row + TIE * self.sizes[name] / self.full)
+            for name, logits in self.logits.items()
+            for row in logits.detach().log_softmax(dim=1)
+        ]
         sizes = [self.sizes[name] for name, _ in decisions]
         found = within_budget([row for _, row in decisions], sizes, self.plan["budget"] * self.full)
         options: dict[str, list[int]] = {}
