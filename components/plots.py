@@ -4,7 +4,7 @@ Colours come from the page's style sheet (`components/report.css`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -121,16 +121,16 @@ class Model:
 
 
 def quality(models: Sequence[Model], metric: str, lower_is_better: bool) -> str:
-    """Test metric against the number of parameters (log scale), with one standard deviation and the Pareto front."""
+    """A metric against the number of parameters (log scale), with one standard deviation and the Pareto front."""
     ends = [model.mean + sign * model.std for model in models for sign in (-1, 1)]
     y = Axis(*_span(ends), HEIGHT - BOTTOM, TOP)
     sizes = [max(model.parameters, 1) for model in models]
     x = Axis(min(sizes) / 1.6, max(sizes) * 1.6, LEFT, WIDTH - RIGHT, log=True)
     front = sorted((model for model in models if model.pareto), key=lambda model: model.parameters)
     marks = [_front_line(front, x, y)] + [_model_mark(model, x, y) for model in models] + _names(models, x, y)
-    frame = _frame(x, y, "parameters", f"test {metric}", _count, _digits(y))
+    frame = _frame(x, y, "parameters", metric, _count, _digits(y))
     better = "lower" if lower_is_better else "higher"
-    text = f"Test {metric} ({better} is better) against parameters. On the Pareto front: " + ", ".join(
+    text = f"{metric} ({better} is better) against parameters. On the Pareto front: " + ", ".join(
         f"{model.name} ({model.mean:.4f}, {model.parameters:,} parameters)" for model in front
     )
     return _figure(text, frame + "".join(marks))
@@ -224,8 +224,12 @@ def heatmap(
     values: Sequence[Sequence[float | None]],
     row_name: str = "",
     column_name: str = "",
+    marked: Iterable[Sequence[int]] = (),
 ) -> str:
-    """`values[row][column]` as tinted cells, in two colours where some are negative; None stays blank."""
+    """`values[row][column]` as tinted cells, in two colours where some are negative; None stays blank.
+
+    Cells in `marked`, as (row, column), are outlined.
+    """
     if not rows or not columns:
         return ""
     lines = [_finite(line) for line in values]
@@ -243,7 +247,13 @@ def heatmap(
     text = f"{len(rows)} × {len(columns)} values from {cells.low:.5g} to {cells.high:.5g}, {zeros} of them exactly 0."
     size = (max(cells.x.end + 8, NARROWEST), bottom + 28)
     style = f' style="max-width:{size[0]:.0f}px;min-width:{0.75 * size[0]:.0f}px"'
+    drawn += [_outline(cells, row, column) for row, column in marked]
     return _figure(text, _scale(cells, bool(zeros), bool(blanks)) + labels + "".join(drawn), size, style)
+
+
+def _outline(cells: _Cells, row: int, column: int) -> str:
+    (width, height), x, y = cells.size, cells.x.at(column), cells.y.at(row)
+    return f'<rect class="outline" x="{x + 1:.1f}" y="{y + 1:.1f}" width="{width - 2:.1f}" height="{height - 2:.1f}"/>'
 
 
 def _finite(values: Sequence[float | None]) -> list[float | None]:
@@ -380,6 +390,30 @@ def _line(x_values: Sequence[float], series: Series, x: Axis, y: Axis, colour: s
         pen = "M" if value is None else "L"
     hint = f"{series.name}: ends at {series.known[-1]:.5g}"
     return f'<path class="curve {colour}" d="{path}"><title>{escape(hint)}</title></path>'
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a scatter plot, and what it stands for."""
+
+    name: str
+    x: float
+    y: float
+
+
+def scatter(points: Sequence[Point], x_name: str, y_name: str) -> str:
+    """Points over two measured axes."""
+    shown = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not shown:
+        return ""
+    y = Axis(*_span([point.y for point in shown]), HEIGHT - BOTTOM, TOP)
+    x = Axis(*_span([point.x for point in shown]), LEFT, WIDTH - RIGHT)
+    dots = [
+        _dot(x.at(point.x), y.at(point.y), "c0", f"{point.name}: {x_name} {point.x:.5g}, {y_name} {point.y:.5g}")
+        for point in shown
+    ]
+    frame = _frame(x, y, x_name, y_name, _digits(x), _digits(y))
+    return _figure(f"{y_name} against {x_name}, {len(shown)} points.", frame + "".join(dots))
 
 
 # ---- marks and frames -----------------------------------------------------------------------------------------------

@@ -173,8 +173,36 @@ def _history(facts: Facts) -> str:
     return (
         "<section><h2>Search history</h2>"
         f"<p>Validation {measure} of every trial (points) and the best so far (lines); lower is better.</p>"
-        f"{picture}{_trial_table(facts['trials'])}</section>"
+        f"{picture}{_trade_off(facts, measure)}{_trial_table(facts['trials'])}</section>"
     )
+
+
+def _trade_off(facts: Facts, measure: str) -> str:
+    """What the trials of the search led to, if these are models of several sizes."""
+    method = facts["search"]["method"]
+    trials = [trial for trial in facts["trials"] if trial["study"] == method and trial["state"] == "complete"]
+    places = [(_trial_size(trial), trial["value"]) for trial in trials]
+    if len({size for size, _ in places}) < 2:
+        return ""
+    models = [
+        plots.Model(
+            f"{trial['number']}",
+            "found",
+            *place,
+            0.0,
+            pareto=not any(other != place and other[0] <= place[0] and other[1] <= place[1] for other in places),
+        )
+        for trial, place in zip(trials, places, strict=True)
+    ]
+    picture = plots.quality(models, f"validation {measure}", lower_is_better=True)
+    return (
+        f"<h3>Quality against size of what the trials of {escape(method)} led to</h3>"
+        f"<p>Numbers are those of the trials, the dashed line is the Pareto front.</p>{picture}"
+    )
+
+
+def _trial_size(trial: Facts) -> int:
+    return int(trial["tables"] + trial["lifts"] + trial["dense"])
 
 
 def _trial_hint(trial: Facts) -> str:
@@ -186,7 +214,7 @@ def _trial_table(trials: Iterable[Facts]) -> str:
     rows = "".join(
         f'<tr><th scope="row" class="text">{escape(trial["study"])} {trial["number"]}</th>'
         f'<td class="text">{_trial_state(trial)}</td><td>{_number(trial["value"])}</td>'
-        f"<td>{_count(trial['tables'] + trial['lifts'] + trial['dense'])}</td><td>{_duration(trial['seconds'])}</td>"
+        f"<td>{_count(_trial_size(trial))}</td><td>{_duration(trial['seconds'])}</td>"
         f'<td class="text"><small>{escape(_choices(trial["params"]))}</small></td></tr>'
         for trial in trials
     )
@@ -225,7 +253,7 @@ def _quality(facts: Facts) -> str:
         "<section><h2>Quality against size</h2>"
         f"<p>Test {NAMES[metric]} ({better} is better) against parameters; bars are one standard deviation over seeds, "
         "the dashed line is the Pareto front.</p>"
-        f"{plots.quality(models, NAMES[metric], better == 'lower')}"
+        f"{plots.quality(models, f'test {NAMES[metric]}', better == 'lower')}"
         f"{plots.legend([name for name in ('found', 'zoo') if any(m.origin == name for m in models)])}</section>"
     )
 
@@ -249,7 +277,7 @@ def _seen(facts: Facts) -> str:
 
 
 def _figures(figures: Iterable[Facts]) -> str:
-    shown = {"heatmap": _heatmap, "curves": _curves, "table": _table}
+    shown = {"heatmap": _heatmap, "curves": _curves, "scatter": _scatter, "table": _table}
     items = [_captioned(figure["title"], figure["note"], shown[figure["kind"]](figure)) for figure in figures]
     return f'<div class="figures">{"".join(items)}</div>' if items else ""
 
@@ -260,7 +288,7 @@ def _captioned(title: str, note: str, content: str) -> str:
 
 def _heatmap(figure: Facts) -> str:
     names = figure.get("row_name", ""), figure.get("column_name", "")
-    picture = plots.heatmap(figure["rows"], figure["columns"], figure["values"], *names)
+    picture = plots.heatmap(figure["rows"], figure["columns"], figure["values"], *names, figure.get("marked", ()))
     lines = [[name, *line] for name, line in zip(figure["rows"], figure["values"], strict=True)]
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(figure["title"])}">{picture}</div>'
@@ -275,6 +303,16 @@ def _curves(figure: Facts) -> str:
         f"{plots.curves(figure['x'], series, figure['x_name'], figure['y_name'])}"
         "<details><summary>Where each curve starts and ends, as a table</summary>"
         f"{_grid(['curve', 'first', 'last', 'least', 'greatest'], ends)}</details>"
+    )
+
+
+def _scatter(figure: Facts) -> str:
+    points = [plots.Point(one["name"], one["x"], one["y"]) for one in figure["points"]]
+    names = figure["x_name"], figure["y_name"]
+    rows = [[point.name, point.x, point.y] for point in points]
+    return (
+        f"{plots.scatter(points, *names)}"
+        f"<details><summary>As a table</summary>{_grid(['point', *names], rows)}</details>"
     )
 
 

@@ -1,7 +1,8 @@
 """Step `search`: find architectures and tune the hand-made models, all as trials of Optuna studies in one worker pool.
 
 Output:
-    studies/<name>.journal  the Optuna study of the method and of each baseline, unless they are in a database
+    studies/<name>.journal  the Optuna study of the method and of each baseline, unless they are in a database, and of
+                            the sample by which a supernet's scores are held against trainings
     architectures.json      what the train step trains: the best of the method first, then each baseline at its best
     trials.parquet          every trial of every study
     search.json             the method's search in numbers
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from scipy.stats import kendalltau, spearmanr
 
 from components.events import Emit
 from components.settings import SearchSpec, TrainSpec
 from components.tracking import Tracker
-from trainer import zoo
+from trainer import figures, zoo
 from trainer.candidate import candidate_space
 from trainer.errors import UserError
 from trainer.methods.table import METHODS
@@ -28,7 +30,7 @@ from trainer.metrics import MAIN
 from trainer.schema import DatasetSchema
 from trainer.search import run_studies
 from trainer.shapes import count
-from trainer.space import pinned
+from trainer.space import choice, pinned
 from trainer.storage import Database, JournalFile
 from trainer.study import Study, TrialRecord
 from trainer.summary import summary
@@ -66,23 +68,32 @@ def search(
         UserError: the dataset does not fit a model or the method, or no trial of a study gave a model.
     """
     schema = DatasetSchema.load(dataset)
-    studies = _studies(spec, train, schema, output, shared)
+    opener = _Opener(spec, output, shared)
+    studies = _studies(spec, train, schema, opener)
     watcher = _Watcher(studies, spec, MAIN[schema.task], emit, tracker)
-    run_studies(
-        studies,
-        dataset,
-        output / "checkpoints",
-        seed=spec.seed,
-        workers=1 if shared else spec.workers,
-        on_epoch=watcher.on_epoch,
-        on_end=watcher.on_end,
-    )
+
+    def run(these: list[Study]) -> None:
+        run_studies(
+            these,
+            dataset,
+            output / "checkpoints",
+            seed=spec.seed,
+            workers=1 if shared else spec.workers,
+            on_epoch=watcher.on_epoch,
+            on_end=watcher.on_end,
+        )
+
+    run(studies)
+    sample = _sample_study(studies[0], opener)
+    if sample is not None:
+        watcher.studies = [*studies, sample]
+        run([sample])
     if part == TRIALS:
         return
     chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
     (output / "architectures.json").write_text(json.dumps(chosen, indent=1))
-    _trials(studies).write_parquet(output / "trials.parquet")
-    (output / "search.json").write_text(json.dumps(_facts(studies[0], spec), indent=1))
+    _trials([*studies, *([sample] if sample else [])]).write_parquet(output / "trials.parquet")
+    (output / "search.json").write_text(json.dumps(_facts(studies[0], spec, sample), indent=1))
     discard(output / "checkpoints")
 
 
@@ -137,27 +148,26 @@ class _Watcher:
         )
 
 
-def _studies(
-    spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, output: Path, shared: Shared | None
-) -> list[Study]:
+class _Opener:
+    """Opens the studies of a search where they are kept."""
+
+    def __init__(self, spec: SearchSpec, output: Path, shared: Shared | None) -> None:
+        self.spec, self.shared, self.folder = spec, shared, output / "studies"
+        self.folder.mkdir(exist_ok=True)
+        self.database = Database(shared.url) if shared else None
+
+    def open(self, name: str, space: dict[str, Any], trials: int, **changes: Any) -> Study:
+        spec, prefix = self.spec, f"{self.shared.prefix}/" if self.shared else ""
+        settings = {"sampler": spec.sampler, "seed": spec.seed, "prune": spec.prune, "lag": 2 * spec.workers - 1}
+        storage = self.database or JournalFile(self.folder / f"{name}.journal")
+        return Study(storage, name, space, key=prefix + name, trials=trials, **(settings | changes))
+
+
+def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener) -> list[Study]:
     """The method's study first, then one for each baseline."""
-    folder = output / "studies"
-    folder.mkdir(exist_ok=True)
-    database = Database(shared.url) if shared else None
 
     def study(name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None) -> Study:
-        space = candidate_space(template, train.settings(), spec.tune, supernet)
-        return Study(
-            database or JournalFile(folder / f"{name}.journal"),
-            name,
-            space,
-            key=f"{shared.prefix}/{name}" if shared else name,
-            sampler=spec.sampler,
-            trials=trials,
-            lag=2 * spec.workers - 1,
-            seed=spec.seed,
-            prune=spec.prune,
-        )
+        return opener.open(name, candidate_space(template, train.settings(), spec.tune, supernet), trials)
 
     studies = []
     if spec.method != "none":
@@ -171,6 +181,21 @@ def _studies(
     if not studies:
         raise UserError("nothing to train: name a search.method or at least one of train.baselines")
     return studies
+
+
+def _sample_study(study: Study, opener: _Opener) -> Study | None:
+    """Trainings from scratch of the choices that the best trial's supernet has scored, if it has."""
+    best = study.best()
+    sample = best[0].attrs.get("found", {}).get("sample") if best else None
+    if not sample:
+        return None
+    architectures = [one["architecture"] for one in sample]
+    space = {
+        "architecture": choice("sample", architectures, labels=range(len(sample))),
+        "training": best[0].found.training.model_dump(),
+        "supernet": None,
+    }
+    return opener.open(f"{study.name}-sample", space, len(sample), sampler="grid", prune=False)
 
 
 def _chosen(study: Study, spec: SearchSpec, train: TrainSpec) -> Iterator[dict[str, Any]]:
@@ -198,14 +223,29 @@ def _cost(study: Study) -> dict[str, float]:
     return {"trials": len(records), "seconds": seconds, "samples": sum(record.samples for record in records)}
 
 
-def _facts(study: Study, spec: SearchSpec) -> dict[str, Any]:
+def _facts(study: Study, spec: SearchSpec, sample: Study | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": spec.method, "sampler": spec.sampler, **_cost(study)}
     best = study.best()
     if best and best[0].candidate.supernet is not None:
         facts["found"] = f"{study.name}-1"
         facts["backbone"] = best[0].candidate.architecture.to_dict()
-        facts["figures"] = best[0].attrs["found"]["figures"]
+        found = best[0].attrs["found"]
+        facts["figures"] = [*found["figures"], *([_ranks(found["sample"], sample)] if sample else [])]
     return facts
+
+
+def _ranks(scored: list[dict[str, Any]], sample: Study) -> figures.Figure:
+    """Do the supernet's scores rank architectures as trainings from scratch do?"""
+    points = [
+        (f"{count(record.found.architecture).total:,} parameters", scored[record.number]["score"], record.value)
+        for record in sample.records()  # of a grid: trial n is choice n
+        if record.value is not None
+    ]
+    note = f"{len(points)} blind choices: validation loss with shared weights, and after training from scratch."
+    if len(points) > 2:
+        _, x, y = zip(*points, strict=True)
+        note += f" Rank correlation: Spearman {spearmanr(x, y)[0]:.2f}, Kendall {kendalltau(x, y)[0]:.2f}."
+    return figures.scatter("Can the supernet be trusted?", note, "with shared weights", "trained from scratch", points)
 
 
 def _trials(studies: list[Study]) -> pl.DataFrame:

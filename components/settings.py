@@ -21,7 +21,7 @@ from trainer.methods.settings import (
 from trainer.settings import TrainSettings, TuneSettings
 
 Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde", "none"]
-Sampler = Literal["random", "greedy", "bayesian"]
+Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal["auc", "logloss", "mse", "rmse"]
 
 

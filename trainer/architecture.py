@@ -73,8 +73,9 @@ class RowsEncoder(_Data):
     """Categorical: a width for each range of categories, which are numbered by falling frequency (NIS, Joglekar 2020).
 
     A category's vector is what the blocks that hold it have for it, side by side in their order, `dim` wide at most. It
-    comes to `dim` by zeros at the end (`pad`), or by a bias-free linear map for each block that is narrower (`lift`).
-    The vector of a category that no block holds is zero.
+    comes to `dim` by zeros at the end (`pad`), or as the sum of bias-free linear maps of its parts (`lift`): one map
+    for all parts of one width that begin at one column, none for a part `dim` wide. The vector of a category that no
+    block holds is zero.
     """
 
     kind: Literal["rows"] = "rows"

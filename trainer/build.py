@@ -52,7 +52,6 @@ from trainer.shapes import (
     Q,
     Shape,
     V,
-    block_places,
     collected,
     encoder_width,
     fields_op,
@@ -223,8 +222,7 @@ def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapp
         return NumberSource(numeric[name], field.missing, width, encoder)
     if isinstance(encoder, RowsEncoder):
         tables = _block_tables(_table_name(view_name, name), encoder)
-        places = block_places(view_name, encoder, field.cardinality)
-        return BlocksSource(name, width, [(table, name) for table in tables], places, encoder)
+        return BlocksSource(name, width, [(table, name) for table in tables], encoder)
     return TableSource(_table_name(view_name, name), name, width)
 
 

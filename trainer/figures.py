@@ -30,9 +30,9 @@ def scatter(title: str, note: str, x_name: str, y_name: str, points: Sequence[tu
 
 
 def curves(
-    title: str, note: str, x: tuple[str, Sequence[float]], y_name: str, series: Mapping[str, Sequence[float]]
+    title: str, note: str, x: tuple[str, Sequence[float]], y_name: str, series: Mapping[str, Sequence[float | None]]
 ) -> Figure:
-    """Lines over common places: `x` is (name of the axis, places)."""
+    """Lines over common places, None where one has no value: `x` is (name of the axis, places)."""
     lines = [{"name": name, "values": _short(values)} for name, values in series.items()]
     return _figure("curves", title, note, x_name=x[0], y_name=y_name, x=_short(x[1]), series=lines)
 

@@ -160,7 +160,7 @@ def count(architecture: Architecture) -> Counts:
     for name, view in live.views.items():
         tables += sum(encoder_parameters(live, view, field) for field in view.encoders)
         view_lifts = sum(lift.parameters for lift in view_collected(live, name).lifts)
-        lifts += view_lifts + sum(sum(block_lifts(encoder)) for encoder in view.encoders.values())
+        lifts += view_lifts + sum(_encoder_lifts(encoder) for encoder in view.encoders.values())
         flops += view_lifts + sum(_encoder_flops(live, view, field) for field in view.encoders)
     for node in live.nodes:
         inputs = _Inputs(node.id, node.inputs, shapes)
@@ -206,29 +206,36 @@ def encoder_parameters(architecture: Architecture, view: View, name: str) -> int
     return rows * width
 
 
-def block_lifts(encoder: Encoder) -> list[int]:
-    """Weights of the map of each block of a rows encoder, 0 for one that needs none; nothing for other encoders."""
-    if not isinstance(encoder, RowsEncoder) or encoder.align == "pad":
-        return []
-    return [block.dim * encoder.dim if block.dim < encoder.dim else 0 for block in encoder.blocks]
-
-
-def block_places(where: str, encoder: RowsEncoder, cardinality: int) -> list[int]:
-    """The column at which each block's part of a category's vector begins.
-
-    Raises ArchitectureError for categories that there are not, and for one whose vector would be too wide.
-    """
+def block_places(encoder: RowsEncoder) -> list[int]:
+    """The column at which each block's part of a category's vector begins."""
     places: list[int] = []
-    for number, block in enumerate(encoder.blocks):
+    for block in encoder.blocks:
+        before = zip(encoder.blocks, places, strict=False)
+        places.append(max((place + other.dim for other, place in before if _overlap(other, block)), default=0))
+    return places
+
+
+def block_maps(encoder: RowsEncoder) -> list[tuple[int, int] | None]:
+    """For each block (place, width) of the parts that its map is for, or None if it has no map."""
+    parts = [(place, block.dim) for place, block in zip(block_places(encoder), encoder.blocks, strict=True)]
+    return [part if encoder.align == "lift" and part[1] < encoder.dim else None for part in parts]
+
+
+def _encoder_lifts(encoder: Encoder) -> int:
+    """Weights of an encoder's own maps."""
+    if not isinstance(encoder, RowsEncoder):
+        return 0
+    return encoder.dim * sum(part[1] for part in set(block_maps(encoder)) if part)
+
+
+def _check_blocks(where: str, encoder: RowsEncoder, cardinality: int) -> None:
+    for number, (block, place) in enumerate(zip(encoder.blocks, block_places(encoder), strict=True)):
         if block.first + block.rows > cardinality:
             message = f"block {number} ends at row {block.first + block.rows} of a table of {cardinality}"
             raise ArchitectureError(f"{where}: {message}; make it end there")
-        before = zip(encoder.blocks, places, strict=False)
-        places.append(max((place + other.dim for other, place in before if _overlap(other, block)), default=0))
-        if places[-1] + block.dim > encoder.dim:
-            message = f"its blocks give a category {places[-1] + block.dim} numbers, more than dim {encoder.dim}"
+        if place + block.dim > encoder.dim:
+            message = f"its blocks give a category {place + block.dim} numbers, more than dim {encoder.dim}"
             raise ArchitectureError(f"{where}: {message}; make blocks narrower or let them overlap less")
-    return places
 
 
 def _overlap(block: Block, other: Block) -> bool:
@@ -260,7 +267,7 @@ def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str,
     _check_align(where, view, kind)
     for name_of, encoder in view.encoders.items():
         if isinstance(encoder, RowsEncoder):
-            block_places(f"{where}: field '{name_of}'", encoder, architecture.fields[name_of].cardinality)
+            _check_blocks(f"{where}: field '{name_of}'", encoder, architecture.fields[name_of].cardinality)
     widths = _encoder_widths(architecture, view)
     if kind is P:
         return {name: _field_aware_shape(where, view)}
@@ -326,9 +333,10 @@ def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
 
 def _most_lifts(encoder: RowsEncoder) -> int:
     """Multiply-adds of the maps of the blocks that hold one category, at most."""
-    lifts = list(zip(encoder.blocks, block_lifts(encoder), strict=False))
-    held = [[lift for block, lift in lifts if _overlap(block, one.model_copy(update={"rows": 1}))] for one, _ in lifts]
-    return max(map(sum, held), default=0)
+    mapped = [block for block, part in zip(encoder.blocks, block_maps(encoder), strict=True) if part]
+    firsts = [block.model_copy(update={"rows": 1}) for block in mapped]
+    held = [sum(block.dim for block in mapped if _overlap(block, first)) for first in firsts]
+    return encoder.dim * max(held, default=0)
 
 
 # ---- inputs of nodes ------------------------------------------------------------------------------------------------

@@ -49,7 +49,12 @@ CASES = [
     ("trials:", "trials: 20", 13, "spec.search.trials: must be a whole number, not empty"),
     ("trials: [20]", "trials: 20", 13, "spec.search.trials: must be a whole number, not a list"),
     ("prune: maybe", "trials: 20", 13, "spec.search.prune: must be true or false, not 'maybe'"),
-    ("sampler: bayes", "trials: 20", 13, "'bayes' is not one of random, greedy, bayesian; did you mean 'bayesian'?"),
+    (
+        "sampler: bayes",
+        "trials: 20",
+        13,
+        "'bayes' is not one of random, greedy, bayesian, grid; did you mean 'bayesian'?",
+    ),
     ("format: movie", "format: movielens", 8, "'movie' is not one of movielens, netflix"),
     ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating; did you mean 'rating'?"),
     ("metric: auc", "metric: mse", 19, "spec.evaluate.metric: auc does not fit dataset.task rating; write mse or rmse"),

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from components.settings import SearchSpec
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Table
-from trainer.engines import gradient
 from trainer.engines.supernet import Found, Trace
 from trainer.methods.base import Opening
 from trainer.methods.table import METHODS
@@ -87,7 +86,9 @@ def searched(
 ) -> Found:
     """A whole search on the rows that `opened` takes."""
     train, valid = train or table(), valid or table(VALID_ROWS, seed=1)
-    return gradient.search(net, train, valid, training, **{"seed": 5, **rest})
+    search = METHODS[net.plan["method"]].search
+    assert search is not None
+    return search(net, train, valid, training, **{"seed": 5, **rest})
 
 
 class Watched:

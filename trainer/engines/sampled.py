@@ -15,7 +15,7 @@ A score is only as good as its rank: `sample` choices, drawn uniformly, are scor
 be held against trainings from scratch (`Found.sample`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,7 +30,9 @@ from trainer.data import Batch, Table
 from trainer.engines import supernet
 from trainer.engines.supernet import Found, Learner, Scored, Trace, buffers_kept
 from trainer.errors import UserError
+from trainer.figures import Figure, curves
 from trainer.fit import Output, predict
+from trainer.metrics import Vector
 from trainer.modules.interactions import BatchNorm
 from trainer.processes import gather_rows
 from trainer.schema import Task
@@ -89,7 +91,7 @@ def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *
     policy = _Policy(net, train, valid, settings.batch_size, seed)
 
     def finish() -> list[Scored]:
-        scored = []
+        scored: list[Scored] = []
         for number in range(DRAWS_OF_ONE * net.sample):
             choice = uniform(net.policy, generator(seed, "sample", number))
             if len(scored) < net.sample and (architecture := _built(net, choice)):
@@ -123,13 +125,15 @@ class _Policy(Learner):
     """The policy's side of the fit loop."""
 
     def __init__(self, net: Supernet, train: Table, valid: Table, batch_size: int, seed: int) -> None:
+        self.baseline = Baseline()
+        self.rewards: list[float | None] = []
+        """Mean reward at each moment of the trace; None before the first."""
+
         def adam(steps: int) -> torch.optim.Optimizer:
             return torch.optim.Adam(net.policy.values(), lr=net.teaching.rate)
 
         super().__init__(net, net.policy, adam, train, valid, batch_size, seed)
         self.net, self.teaching = net, net.teaching
-        self.mean = self.square = 0.0
-        """Moving mean of rewards, and of the squares of advantages, both still to be divided by their weight."""
 
     def before_step(self) -> None:
         self.net.take(self._next(generator(self.seed, "train", self.step)))
@@ -150,21 +154,23 @@ class _Policy(Learner):
             choices.append(choice)
             rewards.append(quality - self.net.price(choice))
             self.samples += rows.of
-        goal = sum(
-            advantage * log_probability(self.values, choice)
-            for advantage, choice in zip(self._advantages(rewards), choices, strict=True)
-        )
-        loss = -goal / len(choices) - self.teaching.entropy * entropy(self.values)
+        goal = objective(self.values, choices, self.baseline.advantages(rewards))
+        loss = -goal - self.teaching.entropy * entropy(self.values)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
 
+    def figures(self) -> list[Figure]:
+        note = "Moving mean of the rewards: quality on validation rows with shared weights, less the price."
+        return [curves("Reward over training", note, ("epoch", self.epochs), "reward", {"reward": self.rewards})]
+
     def state(self) -> dict[str, Any]:
         logits = {f"logits/{name}": logits.detach() for name, logits in self.values.items()}
-        return {**super().state(), **logits, "mean": self.mean, "square": self.square}
+        return {**super().state(), **logits, **vars(self.baseline), "rewards": self.rewards}
 
     def load_state(self, saved: dict[str, Any]) -> None:
         super().load_state(saved)
-        self.mean, self.square = saved["mean"], saved["square"]
+        self.baseline = Baseline(**{name: saved[name] for name in vars(self.baseline)})
+        self.rewards = saved["rewards"]
         for name, logits in self.values.items():
             logits.data.copy_(saved[f"logits/{name}"])
 
@@ -175,19 +181,52 @@ class _Policy(Learner):
         everything = float(torch.rand((), generator=random)) < 1 - self.step / self.frozen
         return None if everything else uniform(self.values, random)
 
-    def _advantages(self, rewards: list[float]) -> list[float]:
-        """How much better each draw was than expected, in deviations."""
+    def _note(self) -> None:
+        super()._note()
+        self.rewards.append(self.baseline.reward)
+
+
+@dataclass
+class Baseline:
+    """What rewards are measured against; moving means, still to be divided by their weight."""
+
+    updates: int = 0
+    mean: float = 0.0
+    """Of rewards."""
+    square: float = 0.0
+    """Of squared advantages."""
+
+    @property
+    def reward(self) -> float | None:
+        """The moving mean of rewards, None before the first."""
+        return self.mean / self._weight if self.updates else None
+
+    def advantages(self, rewards: Sequence[float]) -> list[float]:
+        """How much better each draw was than expected, in moving deviations."""
         reward_K = np.array(rewards)
-        weight = 1 - FORGETTING ** (self.learned + 1)
-        if len(reward_K) > 1:
-            advantage_K = (reward_K - reward_K.mean()) * len(reward_K) / (len(reward_K) - 1)
-        else:
-            before = self.mean / (1 - FORGETTING**self.learned) if self.learned else reward_K
-            advantage_K = reward_K - before
+        expected = self.reward if self.updates else reward_K
+        advantage_K = against_others(reward_K) if len(reward_K) > 1 else reward_K - expected
+        self.updates += 1
         self.mean = FORGETTING * self.mean + (1 - FORGETTING) * float(reward_K.mean())
         self.square = FORGETTING * self.square + (1 - FORGETTING) * float(np.square(advantage_K).mean())
-        deviation = (self.square / weight) ** 0.5
+        deviation = (self.square / self._weight) ** 0.5
         return [float(advantage) / deviation if deviation else 0.0 for advantage in advantage_K]
+
+    @property
+    def _weight(self) -> float:
+        return 1 - float(FORGETTING**self.updates)
+
+
+def against_others(reward_K: Vector) -> Vector:
+    """Each reward less the mean of the others, which makes a baseline that does not depend on it."""
+    others_K: Vector = (reward_K.sum() - reward_K) / (len(reward_K) - 1)
+    return reward_K - others_K
+
+
+def objective(policy: Mapping[str, Tensor], choices: Sequence[Choice], advantages: Sequence[float]) -> Tensor:
+    """What a step of REINFORCE climbs: its gradient estimates that of the expected reward."""
+    logs = [log_probability(policy, choice) for choice in choices]
+    return torch.stack(logs) @ torch.tensor(advantages, dtype=torch.float32) / len(choices)
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:

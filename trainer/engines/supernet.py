@@ -137,6 +137,10 @@ class Learner(ABC):
         if self.step * TRACE_POINTS // self.steps > (self.step - 1) * TRACE_POINTS // self.steps:
             self._note()
 
+    def figures(self) -> list[Figure]:
+        """What the engine itself saw."""
+        return []
+
     def trace(self) -> Trace:
         return Trace(self.epochs, {name: torch.stack(noted) for name, noted in self.noted.items()})
 
@@ -225,7 +229,7 @@ def train(
     for value in learner.values.values():  # a few numbers, which methods read where their other data are
         value.data = value.data.cpu()
     sample = tuple(finish())
-    architecture, figures = supernet.derive(), supernet.figures(learner.trace())
+    architecture, figures = supernet.derive(), [*supernet.figures(learner.trace()), *learner.figures()]
     seconds = result.seconds + time.perf_counter() - started
     return Found(architecture, figures, seconds, result.samples + learner.samples, sample)
 

@@ -9,16 +9,16 @@ from torch.nn import functional
 
 from trainer.architecture import RowsEncoder
 from trainer.modules.tables import Key, Rows
+from trainer.shapes import block_maps, block_places
 
 
 @dataclass(frozen=True)
 class BlocksSource:
-    """A field with a rows encoder: for each block the table that holds it, and the column where its part begins."""
+    """A field with a rows encoder, and the key of each block's table."""
 
     field: str
     width: int
     keys: Sequence[Key]
-    places: Sequence[int]
     encoder: RowsEncoder
 
     def joins(self, other: object) -> bool:
@@ -27,26 +27,33 @@ class BlocksSource:
 
 
 class Blocks(nn.Module):
-    """Rows of all blocks -> (B, 1, width). A block that rests adds nothing, and its map has no gradient."""
+    """Rows of all blocks -> (B, 1, width). A block that rests adds nothing; a map of none but these has no gradient."""
 
     def __init__(self, source: BlocksSource) -> None:
         super().__init__()
-        self.keys, self.places, self.width = list(source.keys), list(source.places), source.width
-        self.maps = nn.ParameterDict()
-        for number, block in enumerate(source.encoder.blocks):
-            if source.encoder.align == "lift" and block.dim < source.width:
-                self.maps[str(number)] = nn.Parameter(nn.init.xavier_normal_(torch.empty(block.dim, source.width)))
+        self.keys, self.width = list(source.keys), source.width
+        self.places, self.mapped = block_places(source.encoder), block_maps(source.encoder)
+        parts = sorted({part for part in self.mapped if part is not None})
+        self.maps = nn.ParameterDict(
+            {_name(part): nn.Parameter(nn.init.xavier_normal_(torch.empty(part[1], self.width))) for part in parts}
+        )
 
     def forward(self, rows: Rows, like_BN: Tensor) -> Tensor:
         """`like_BN`: anything with a row per row of the batch, in the number format of the result."""
         total_B1D = like_BN.new_zeros(like_BN.shape[0], 1, self.width)
-        for number, (key, place) in enumerate(zip(self.keys, self.places, strict=True)):
+        for number, key in enumerate(self.keys):
             if key in rows:
-                total_B1D = total_B1D + self._part(str(number), place, rows.fields([key]))
+                total_B1D = total_B1D + self._part(number, rows.fields([key]))
         return total_B1D
 
-    def _part(self, number: str, place: int, x_B1D: Tensor) -> Tensor:
-        if number in self.maps:
-            lifted_B1D: Tensor = x_B1D @ self.maps[number]
-            return lifted_B1D
-        return functional.pad(x_B1D, (place, self.width - place - x_B1D.shape[2]))
+    def _part(self, number: int, x_B1D: Tensor) -> Tensor:
+        part, place = self.mapped[number], self.places[number]
+        if part is None:
+            return functional.pad(x_B1D, (place, self.width - place - x_B1D.shape[2]))
+        lifted_B1D: Tensor = x_B1D @ self.maps[_name(part)]
+        return lifted_B1D
+
+
+def _name(part: tuple[int, int]) -> str:
+    """Of a map: the column at which its parts begin, and their width."""
+    return f"{part[0]}+{part[1]}"

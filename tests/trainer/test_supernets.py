@@ -1,4 +1,4 @@
-"""The engine of searches by gradient: exact resuming, equal seeds, what is counted, and the way through a study."""
+"""Searches on a supernet, by both engines: exact resuming, equal seeds, what is counted, the way through a study."""
 
 import dataclasses
 import inspect
@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "autodim": {"epochs": EPOCHS, "dims": [2, 4, 8], "every": 3, "warm_up": 0.2},
     "autodis": {"epochs": EPOCHS, "encoders": ["scale", "bins", "tree"], "every": 3, "warm_up": 0.2},
     "autogroup": {"epochs": EPOCHS, "dims": [4], "first": [2], "second": [4], "third": [3]},
+    "nis": {"epochs": EPOCHS, "dim": 8, "columns": 2, "rows": [0.5, 1.0], "every": 3, "warm_up": 0.2, "sample": 3},
 }
 every_method = pytest.mark.parametrize("method", SETTINGS)
 
@@ -45,6 +46,12 @@ every_method = pytest.mark.parametrize("method", SETTINGS)
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def learned(net: Any) -> dict[str, Tensor]:
+    """The gates of a supernet, or its policy."""
+    values: dict[str, Tensor] = net.policy if hasattr(net.net, "policy") else net.gates
+    return values
 
 
 def supernet(method: str, **rest: Any) -> Watched:
@@ -190,7 +197,7 @@ class Fresh(Watched):
 
     def moment(self) -> None:
         _, _, deciding = self.passes[-1]
-        assert deciding or all(gate.grad is None or not gate.grad.any() for gate in self.net.gates.values())
+        assert deciding or all(value.grad is None or not value.grad.any() for value in learned(self).values())
 
 
 @every_method
@@ -225,6 +232,8 @@ def test_rows_that_weights_or_gates_were_trained_on_are_counted(method: str, val
         batches = [min(QUICK.batch_size, valid_rows - first) for first in range(0, valid_rows, QUICK.batch_size)]
         decisions = (steps - round(0.2 * steps)) // 3
         deciding = sum(batches[number % len(batches)] for number in range(decisions))
+        if method == "nis":  # several draws see the same rows, and a sample all of them
+            deciding = 4 * deciding + SETTINGS["nis"]["sample"] * valid_rows
     assert found.samples == EPOCHS * ROWS + deciding
 
 
@@ -300,7 +309,7 @@ def test_the_trace_begins_before_the_first_step_and_ends_after_the_last() -> Non
     assert net.trace.epochs[-1] == EPOCHS
     assert len(net.trace.epochs) == min(TRACE_POINTS, EPOCHS * ROWS // QUICK.batch_size) + 1
     assert net.trace.epochs == sorted(set(net.trace.epochs))
-    for name, gate in net.gates.items():
+    for name, gate in learned(net).items():
         assert torch.equal(net.trace.values[name][0], torch.zeros_like(gate))
         assert torch.equal(net.trace.values[name][-1], gate)
     assert found.seconds > 0
@@ -331,16 +340,29 @@ def test_tables_may_be_trained_lazily(method: str, tmp_path: Path) -> None:
         return ended(fresh(), train=train, valid=valid, training=small_batches, **rest)
 
     end, before = run(), dict(fresh().model.named_parameters())
-    users = [name for name in end.weights if name.endswith("user.weight")]
-    assert users
-    for name in users:
-        changed = (end.weights[name] != before[name]).any(dim=1)
-        assert changed.sum() == rows.SIZES["user"] - len(untouched)
-        assert not changed[untouched].any()
+    changed = changed_users(before, end.weights)
+    assert changed
+    for changed_R in changed:
+        assert not changed_R[untouched].any()
+        assert method == "nis" or changed_R.sum() == rows.SIZES["user"] - len(untouched)
     assert any((moments_T[0] != moments_T[-1]).any() for moments_T in end.trace)
     with pytest.raises(Killed):
         run(checkpoints=tmp_path, on_epoch=killed_after(0))
     run(checkpoints=tmp_path).assert_equal(end)
+
+
+def changed_users(before: dict[str, Any], after: dict[str, Tensor]) -> list[Tensor]:
+    """For each table of all users which rows have changed, (40,); NIS has the first 20 in a table of their own."""
+
+    def tables(weights: dict[str, Any]) -> dict[str, Tensor]:
+        whole = {name: value for name, value in weights.items() if name.endswith("user.weight")}
+        for head in (name for name in weights if name.endswith(("user[0].weight", "user[2].weight"))):
+            tail = head.replace("[0]", "[1]").replace("[2]", "[3]")
+            whole[head] = torch.cat([weights[head], weights[tail]])
+        return whole
+
+    old, new = tables(before), tables(after)
+    return [(old[name] != new[name]).any(dim=1) for name in old]
 
 
 # ---- studies --------------------------------------------------------------------------------------------------------
