@@ -46,6 +46,8 @@ BLIND = 0.5
 """AUC of guesses; what rows of one class can tell of any choice."""
 DRAWS_OF_ONE = 20
 """Blind draws for each choice of the sample, some of which may be no model at all."""
+NOISE = 1e-9
+"""Deviations of rewards below it come from rounding."""
 FORGETTING = 0.95
 """Decay of the moving mean of rewards and of the moving square of advantages."""
 
@@ -210,7 +212,8 @@ class Baseline:
         self.mean = FORGETTING * self.mean + (1 - FORGETTING) * float(reward_K.mean())
         self.square = FORGETTING * self.square + (1 - FORGETTING) * float(np.square(advantage_K).mean())
         deviation = (self.square / self._weight) ** 0.5
-        return [float(advantage) / deviation if deviation else 0.0 for advantage in advantage_K]
+        nothing = NOISE * max(1.0, abs(self.mean))
+        return [float(advantage) / deviation if deviation > nothing else 0.0 for advantage in advantage_K]
 
     @property
     def _weight(self) -> float:
