@@ -361,7 +361,7 @@ class _Run:
         step_loss = loss(self.task, self._output(batch, self.model), batch)
         step_loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers.coalesce()
-        self.optimizers.step()
+        self.optimizers.step(without=unwrapped(self.model).tables.resting_parameters())
         if self.average:
             self.average.after_step()
         if self.gates:

@@ -4,7 +4,8 @@ The L2 penalties are penalties of the loss (coupled: `gradient += l2 * weight` b
 hand-made models, not AdamW's decay. Biases and other one-dimensional weights outside tables are not penalised.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -170,12 +171,15 @@ class Optimizers:
             leaf.weight.grad = leaf.weight.grad.coalesce()
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, without: Collection[str] = ()) -> None:
+        """Update all leaves but those that consist of parameters named in `without`, which rest with their moments."""
+        resting = {id(leaf.weight) for leaf in self.leaves if without and leaf.parts.keys() <= set(without)}
         for weight, share in self._shares.items():
             if weight.grad is not None and not weight.grad.is_sparse:
                 weight.grad.addcmul_(weight, share[:, None], value=self._l2)
         for optimizer in self._all:
-            optimizer.step()
+            with _left_out(optimizer, resting):
+                optimizer.step()
 
     def apply_average(self, leaf: Leaf, scale: float) -> None:
         """Overwrite a lazily trained leaf with `scale` times the sum of its running mean (`RunningAverage`)."""
@@ -203,6 +207,20 @@ class Optimizers:
 
     def _optimizer(self, leaf: Leaf) -> torch.optim.Optimizer:
         return self._all[-1] if leaf in self.lazy else self._all[0]
+
+
+@contextmanager
+def _left_out(optimizer: torch.optim.Optimizer, resting: Container[int]) -> Iterator[None]:
+    """Within it the optimizer does not know these weights.
+
+    Their gradients may be zeros instead of none, and cannot be dropped: those of TorchRec's tables share a tensor.
+    """
+    every = [group["params"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["params"] = [weight for weight in group["params"] if id(weight) not in resting]
+    yield
+    for group, weights in zip(optimizer.param_groups, every, strict=True):
+        group["params"] = weights
 
 
 def _group(group: list[Leaf], rate: float, l2: float) -> dict[str, Any]:

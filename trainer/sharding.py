@@ -24,7 +24,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from trainer.data import Batch
 from trainer.device import device
-from trainer.modules.tables import Ids, Pool, Tables
+from trainer.modules.tables import Ids, Pool, Tables, padded
 from trainer.optim import lazily
 from trainer.pieces import Piece
 from trainer.processes import rank_and_world
@@ -151,7 +151,7 @@ def _take_over(kernel: Any, tables: Tables) -> list[Pool]:
     by_name = {spec.name: spec for spec in tables.specs}
     specs = [by_name[table.name] for table in kernel.config.embedding_tables]
     first, pools = 0, []
-    for dim, group in itertools.groupby(specs, key=lambda spec: spec.dim):
+    for (dim, _), group in itertools.groupby(specs, key=lambda spec: (spec.dim, spec.block and spec.name)):
         held = list(group)
         last = first + dim * sum(spec.rows for spec in held)
         weight = kernel.emb_module.weights.detach()[first:last].view(-1, dim)
@@ -159,13 +159,22 @@ def _take_over(kernel: Any, tables: Tables) -> list[Pool]:
         first = last
 
     def look_up(indices: Tensor, offsets: Tensor, *_: object, **__: object) -> Tensor:
-        """What FBGEMM's kernel gives, for bags of one id each: (table * batch,) ids -> (batch, sum of dims)."""
-        id_FB = indices.view(len(specs), -1)
+        """What FBGEMM's kernel gives, for bags of one id at most: ids of tables * batch bags -> (batch, sum of dims).
+
+        Only blocks have bags without an id; their pools hold one table each.
+        """
+        held_FB = (offsets.diff() > 0).view(len(specs), -1)
         parts, begin = [], 0
         for pool in pools:
-            id_BF = id_FB[begin : begin + len(pool.specs)].t()
-            parts.append(pool.look_up(Ids(id_BF + pool.first_F)).flatten(1))
-            begin += len(pool.specs)
+            end = begin + len(pool.specs)
+            first, last = offsets[[begin * held_FB.shape[1], end * held_FB.shape[1]]].tolist()
+            if held_FB[begin:end].all():
+                id_BF = indices[first:last].view(len(pool.specs), -1).t() + pool.first_F
+                parts.append(pool.look_up(Ids(id_BF)).flatten(1))
+            else:
+                x_ND = pool.look_up(Ids(indices[first:last, None])).squeeze(1)
+                parts.append(padded(x_ND, held_FB[begin][:, None]).x.flatten(1))
+            begin = end
         return torch.cat(parts, dim=1)
 
     kernel.emb_module.forward = look_up

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import polars as pl
 import psutil
@@ -68,16 +69,17 @@ def test_two_processes_come_to_what_one_comes_to(job: Job, tmp_path: Path) -> No
     assert job.weights.exists()
 
 
-@pytest.mark.parametrize("method", ["autodim", "autofis"])
+@pytest.mark.parametrize("method", ["autodim", "autofis", "nis"])
 def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, method: str) -> None:
-    """Gates that learn from passes of their own (autodim), and with the weights (autofis).
+    """Gates that learn from passes of their own (autodim), and with the weights (autofis); a policy (nis).
 
     AutoDim draws noise and normalises batches, each process for itself: its widths need not be those of one process.
     """
     schema = DatasetSchema.load(job.dataset)
     training = TrainSettings(batch_size=64, epochs=2, patience=2, precision="fp32")
-    settings = {"dims": [2, 4]} if method == "autodim" else {}
-    found = opened.candidate(method, schema, training, backbone="fm", epochs=2, **settings)
+    grid = {"dim": 4, "columns": 2, "rows": [0.5, 1.0], "sample": 2, "warm_up": 0.2}
+    settings: dict[str, dict[str, Any]] = {"autodim": {"dims": [2, 4]}, "autofis": {}, "nis": grid}
+    found = opened.candidate(method, schema, training, backbone="fm", epochs=2, **settings[method])
     searched = Job(**{**vars(job), "candidate": found.to_dict(), "weights": None})
     said: list[Message] = []
     launch(searched, World(processes=2), said.append)
@@ -87,9 +89,12 @@ def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, m
     assert outcome.found is not None
     assert expected.found is not None
     assert outcome.found["samples"] == expected.found["samples"]
-    if method == "autofis":
+    if method != "autodim":
         assert outcome.found["architecture"] == expected.found["architecture"]
         assert outcome.value == pytest.approx(expected.value, rel=1e-4)
+    for mine, theirs in zip(outcome.found["sample"], expected.found["sample"], strict=True):
+        assert mine["architecture"] == theirs["architecture"]
+        assert mine["score"] == pytest.approx(theirs["score"], rel=1e-4)
 
 
 def test_a_training_that_cannot_be_done_is_an_outcome(job: Job, tmp_path: Path) -> None:

@@ -166,6 +166,10 @@ class Tables(nn.Module):
             self._ask(batch, masks, self._lookups[dim], module, blocks, steps)
         return Rows(blocks, steps)
 
+    def resting_parameters(self) -> list[str]:
+        """Names in the model of the parameters of what rests; sharded ones have gradients all the same."""
+        return [f"tables.{spec.parameter}" for spec in self._blocks.values() if spec.name in self.resting]
+
     def release(self) -> None:
         """Before the collections are sharded: from now on they are asked, and own their parameters."""
         self.sharded = True
@@ -239,7 +243,7 @@ class Tables(nn.Module):
                     # Valid steps only: padding must not touch row 0, not even with a gradient of zero.
                     valid_N = batch.sequences[name][masks[name]]
                     x_ND = pool.look_up(Ids(valid_N[:, None])).squeeze(1)
-                    steps[spec.name, name] = _padded(x_ND, masks[name])
+                    steps[spec.name, name] = padded(x_ND, masks[name])
 
     def _read_block(self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor]) -> None:
         [spec] = pool.specs
@@ -247,7 +251,7 @@ class Tables(nn.Module):
             row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
             # As with steps, what a block does not hold must not touch a row of it.
             x_ND = pool.look_up(Ids(row_N[:, None])).squeeze(1)
-            blocks[pool.keys] = _padded(x_ND, held_B[:, None]).x
+            blocks[pool.keys] = padded(x_ND, held_B[:, None]).x
 
     def send(self, batch: Batch) -> None:
         """Of sharded tables: begin to exchange the batch's ids with the other processes; `forward` will need them."""
@@ -290,7 +294,7 @@ class Tables(nn.Module):
                 if feature == spec.field:
                     blocks[((spec.name, feature),)] = found[name].values()[:, None]
                 else:
-                    steps[spec.name, feature] = _padded(found[name].values(), masks[feature])
+                    steps[spec.name, feature] = padded(found[name].values(), masks[feature])
 
     def _jagged(self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup") -> KeyedJaggedTensor:
         ones_B = torch.ones(batch.size, dtype=torch.int64, device=batch.label.device)
@@ -299,9 +303,8 @@ class Tables(nn.Module):
             if feature in self._blocks:
                 spec = self._blocks[feature]
                 row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
-                awake = spec.name not in self.resting
-                values.append(row_N if awake else row_N[:0])
-                lengths.append(held_B.long() * awake)
+                values.append(row_N)
+                lengths.append(held_B.long())
                 continue
             single = feature in self.columns
             values.append(batch.categorical[:, self.columns[feature]] if single else _valid(batch, masks, feature))
@@ -451,7 +454,7 @@ def _valid(batch: Batch, masks: Mapping[str, Tensor], name: str) -> Tensor:
     return batch.sequences[name][masks[name]]
 
 
-def _padded(x_ND: Tensor, mask_BT: Tensor) -> Steps:
+def padded(x_ND: Tensor, mask_BT: Tensor) -> Steps:
     """N valid steps, row by row, put into their places; zeros elsewhere."""
     zeros_BTD = x_ND.new_zeros(*mask_BT.shape, x_ND.shape[1])
     return Steps(zeros_BTD.masked_scatter(mask_BT[..., None], x_ND), mask_BT)
