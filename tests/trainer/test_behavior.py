@@ -87,7 +87,7 @@ def attention_steps(module: nn.Module, x_TD: Tensor, causal: bool) -> Tensor:
             scores = [query_THA[step, head] @ key_THA[other, head] / (D / module.heads) ** 0.5 for other in seen]
             weights = torch.stack(scores).softmax(0)
             mixed.append(sum(weight * value_THA[other, head] for weight, other in zip(weights, seen, strict=True)))
-        outputs.append(module.out(torch.cat(mixed)))  # type: ignore[arg-type]
+        outputs.append(module.out(torch.cat(mixed)))
     return torch.stack(outputs)
 
 
