@@ -139,6 +139,7 @@ def test_a_layer_by_a_loop_over_valid_steps(name: str, causal: bool) -> None:
     layer, reference = LAYERS[name]
     block = block_of(layer=layer, residual=False, causal=causal)
     output = block(exact())
+    assert block.layer(exact()).isfinite().all()
     assert output.x.shape == (B, T, D)
     assert torch.equal(output.mask, exact().mask)
     for row, (x_TD, length) in enumerate(zip(rows(exact()), LENGTHS, strict=True)):

@@ -1,6 +1,6 @@
 """Residual blocks over sequences (`Steps`), as AMEIR's behavior modelling stacks them (Zhao 2021, arXiv 2006.05933).
 
-A layer takes `Steps` that are zeros at padding and gives (B, T, d); what it writes at padding does not matter.
+A layer takes `Steps` that are zeros at padding and gives (B, T, d), at padding finite numbers that do not matter.
 """
 
 from collections.abc import Callable
@@ -113,7 +113,7 @@ class SelfAttention(nn.Module):
 
 
 def _seen(mask_BT: Tensor) -> Tensor:
-    """The valid steps; of an empty sequence the first, for a softmax over nothing is no number."""
+    """The valid steps; of an empty sequence the first, for not every kernel makes numbers of a softmax over nothing."""
     first_T = torch.arange(mask_BT.shape[1], device=mask_BT.device) == 0
     return mask_BT | first_T
 
