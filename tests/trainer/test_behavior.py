@@ -226,6 +226,27 @@ def test_a_block_that_skips_its_layer_is_no_block(norm: str, causal: bool) -> No
 
 @EACH
 @CAUSAL
+def test_a_path_through_blocks_built_apart_is_the_model_with_their_weights(name: str, causal: bool) -> None:
+    """What a supernet that holds all layers of all blocks needs in order to score models by its own weights."""
+    first = {"op": "seq", "layer": LAYERS[name][0], "norm": "layer", "activation": "silu", "causal": causal}
+    second = {"op": "seq", "layer": {"kind": "conv", "kernel": 3}, "causal": causal}
+    path = [built(described(one), seed=seed).nodes["seq:n0"].op for seed, one in enumerate((first, second), start=1)]
+    model = built(described(first, {"op": "seq", "layer": {"kind": "skip"}}, second))
+    for node, block in zip(("seq:n0", "seq:n2"), path, strict=True):
+        model.nodes[node].op.load_state_dict(block.state_dict())
+    batch = batch_of(mixed_schema())
+    rows_of = model.tables(batch)
+    sequence = model.views["view:s"](batch, rows_of)
+    for block in path:
+        sequence = block(sequence)
+    item_BD = model.tables(batch).fields([("e/item", "item")])[:, 0]
+    both_BN = torch.cat([sequences.Pool("mean")(sequence), item_BD], 1)
+    expected_B = both_BN @ model.head.maps[0].weight[0] + model.head.bias
+    torch.testing.assert_close(model(batch), expected_B)
+
+
+@EACH
+@CAUSAL
 def test_what_is_counted_is_built(name: str, causal: bool) -> None:
     description = described({"op": "seq", "layer": LAYERS[name][0], "norm": "layer", "causal": causal})
     model, counts, alone = built(description), count(description), count(described())
