@@ -166,7 +166,17 @@ def _encoder_words(encoder: object) -> str:
     return f"{kind.replace('_', ' ')} {dim}" if dim else str(kind)
 
 
-_TITLES = {"mlp": "MLP", "fm": "FM", "ffm": "FFM", "mha": "self-attention", "gru": "GRU", "cross": "cross network"}
+_TITLES = {
+    "mlp": "MLP",
+    "fm": "FM",
+    "ffm": "FFM",
+    "mha": "self-attention",
+    "gru": "GRU",
+    "cross": "cross network",
+    "hadamard": "products",
+    "se": "squeeze and excitation",
+    "seq": "sequence block",
+}
 
 
 def _title(node: Node) -> str:
@@ -190,9 +200,13 @@ def _settings(node: Node) -> list[str]:
 
 def _setting_words(name: str, value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+        kind = str(value.pop("kind", "")).replace("_", " ")
+        return ", ".join([*([kind] if kind else []), *(f"{key} {inner}" for key, inner in value.items())])
+    if name == "activation" and isinstance(value, list):
+        return " – ".join(value)
     if isinstance(value, list):
-        return f"{len(value)} kept" if name == "keep" else f"{len(value)} {name}"
+        what = {"keep": "kept"}.get(name, name if len(value) > 1 else name.removesuffix("s"))
+        return f"{len(value)} {what}"
     return f"{name.replace('_', ' ')} {value}"
 
 

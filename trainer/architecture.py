@@ -259,6 +259,27 @@ class Groups(_FieldsOp):
     norm: Literal["none", "batch"] = "none"
 
 
+class Hadamard(_FieldsOp):
+    """The elementwise product over each set of two or more fields, listed by name: F(sets, d) (AMEIR, Zhao 2021).
+
+    Products stand in the order of the fields and are called by the names of theirs, sorted: `item*user`.
+    """
+
+    op: Literal["hadamard"] = "hadamard"
+    sets: Sets = Field(min_length=1)
+
+
+class SE(_FieldsOp):
+    """Squeeze and excitation: each field times a weight between 0 and 1: F(M, d) (SENet, Hu 2018; AMEIR, Zhao 2021).
+
+    The weights are made from the fields' means by a layer with M / `reduction` units (rounded down, at least one) and
+    ReLU, and a second one with a sigmoid.
+    """
+
+    op: Literal["se"] = "se"
+    reduction: PositiveInt = 2
+
+
 class FFM(_Op):
     """Field-aware pairs: each field meets a partner with the vector it keeps for that partner: V(1) (Juan 2016)."""
 
@@ -297,13 +318,18 @@ class MHA(_Op):
 
 
 class MLP(_Op):
-    """Layers of linear, normalisation, activation, dropout on the flattened inputs: V(units[-1])."""
+    """Layers of linear, normalisation, activation, dropout on the flattened inputs: V(units[-1]).
+
+    `activation` is one for all layers or a list with one for each. `shortcut: linear` adds a bias-free linear map of
+    the inputs to what the last layer gives.
+    """
 
     op: Literal["mlp"] = "mlp"
     units: tuple[PositiveInt, ...] = Field(min_length=1)
-    activation: Activation = "relu"
+    activation: Activation | tuple[Activation, ...] = "relu"
     norm: Literal["none", "batch"] = "none"
     dropout: Dropout = 0.0
+    shortcut: Literal["none", "linear"] = "none"
 
 
 class Pool(_Op):
@@ -327,6 +353,64 @@ class Transformer(_Op):
     layers: PositiveInt = 1
     heads: PositiveInt = 1
     dropout: Dropout = 0.0
+
+
+class Positions(_Op):
+    """A learned vector added to each step for its distance from the last valid one: Q(d) (as in `transformer`)."""
+
+    op: Literal["positions"] = "positions"
+
+
+class SkipLayer(_Data):
+    """Zeros: the block passes its input on, and a model is built without it."""
+
+    kind: Literal["skip"]
+
+
+class ConvLayer(_Data):
+    """Convolution over `kernel` steps that stand `dilation` apart."""
+
+    kind: Literal["conv"]
+    kernel: PositiveInt = 3
+    dilation: PositiveInt = 1
+
+
+class PoolLayer(_Data):
+    """Mean or maximum over those of `kernel` neighbouring steps that are valid."""
+
+    kind: Literal["mean_pool", "max_pool"]
+    kernel: Annotated[int, Field(ge=2)] = 3
+
+
+class GRULayer(_Data):
+    """A gated recurrent unit's state at every step; with a second one from the end, a linear map joins the two."""
+
+    kind: Literal["gru"]
+
+
+class AttentionLayer(_Data):
+    """Self-attention over the valid steps."""
+
+    kind: Literal["attention"]
+    heads: PositiveInt = 1
+
+
+SequenceLayer = Annotated[SkipLayer | ConvLayer | PoolLayer | GRULayer | AttentionLayer, Field(discriminator="kind")]
+
+
+class Seq(_Op):
+    """A block activation(layer(norm(x))) + x over a sequence, zero where no step is valid: Q(d) (AMEIR, Zhao 2021).
+
+    `residual: false` leaves out the sum. `causal: true`: no step sees later ones; windows end at the step itself (else
+    it stands in their middle), and only the GRU from the start is there.
+    """
+
+    op: Literal["seq"] = "seq"
+    norm: Literal["none", "layer"] = "none"
+    layer: SequenceLayer
+    activation: Activation = "identity"
+    residual: bool = True
+    causal: bool = False
 
 
 class Last(_Op):
@@ -353,6 +437,8 @@ Node = Annotated[
     | Pairs
     | Triples
     | Groups
+    | Hadamard
+    | SE
     | FFM
     | Dot
     | Cross
@@ -361,11 +447,13 @@ Node = Annotated[
     | Pool
     | GRU
     | Transformer
+    | Positions
+    | Seq
     | Last
     | TargetAttention,
     Field(discriminator="op"),
 ]
-FieldsNode = Inner | Elementwise | FM | Pairs | Triples | Groups | Dot | MHA
+FieldsNode = Inner | Elementwise | FM | Pairs | Triples | Groups | Hadamard | SE | Dot | MHA
 """Ops that collect fields and may align their widths."""
 
 
@@ -422,10 +510,13 @@ class Architecture(_Data):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def live(self) -> "Architecture":
-        """This architecture without nodes, views and encoders that no way to the head reads. Fields all stay."""
-        used = reached(self)
-        nodes = tuple(node for node in self.nodes if node.id in used)
-        listed = self.model_copy(update={"nodes": nodes, "views": _live_views(self, used)})
+        """This architecture without nodes, views and encoders that no way to the head reads, and without blocks of
+        sequences that skip their layer. Fields all stay.
+        """
+        plain = _without_skips(self)
+        used = reached(plain)
+        nodes = tuple(node for node in plain.nodes if node.id in used)
+        listed = plain.model_copy(update={"nodes": nodes, "views": _live_views(plain, used)})
         return listed.model_copy(update={"views": {name: _listed_view(listed, name) for name in listed.views}})
 
     def resolve(self, ref: str) -> tuple[str, str | None]:
@@ -451,7 +542,8 @@ def _form_message(data: dict[str, Any], error: ValidationError) -> str:
     if len(keys) > 1 and keys[0] == "nodes":
         node = data["nodes"][int(keys[1])]
         place = f"node '{node.get('id', keys[1]) if isinstance(node, dict) else keys[1]}'"
-        keys = keys[3:]  # after the op, by which the union chose
+        # What stands after the op, by which the union chose, without the types that a value could have had.
+        keys = [key for key in keys[3:] if "[" not in key]
     message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].lower()
     return ": ".join([place, *([".".join(keys)] if keys else []), message])
 
@@ -531,6 +623,30 @@ def reached(architecture: Architecture) -> set[str]:
     return used
 
 
+def _without_skips(architecture: Architecture) -> Architecture:
+    """What reads a block that skips its layer reads the block's input instead."""
+    sequences = {
+        name
+        for name, view in architecture.views.items()
+        if any(architecture.fields[field].kind == "sequence" for field in view.encoders)
+    }
+    passed: dict[str, str] = {}
+    nodes = []
+    for node in architecture.nodes:
+        inputs = tuple(passed.get(ref, ref) for ref in node.inputs)
+        one_sequence = len(inputs) == 1 and architecture.resolve(inputs[0])[0] in sequences
+        # A skip that cannot be built stays, to be refused as it is written.
+        if isinstance(node, Seq) and isinstance(node.layer, SkipLayer) and node.residual and one_sequence:
+            passed[node.id] = inputs[0]
+            continue
+        if isinstance(node, Seq | Positions | Transformer):
+            sequences.add(node.id)
+        nodes.append(node.model_copy(update={"inputs": inputs}))
+    read = tuple(passed.get(ref, ref) for ref in architecture.head.inputs)
+    head = architecture.head.model_copy(update={"inputs": read})
+    return architecture.model_copy(update={"nodes": tuple(nodes), "head": head})
+
+
 def _shared(architecture: Architecture, ref: str) -> Iterator[str]:
     """The table references that a reference to a sequence view brings along."""
     name, _ = architecture.resolve(ref)
@@ -584,7 +700,7 @@ def _indivisible(view: View) -> bool:
 
 # ---- canonical form -------------------------------------------------------------------------------------------------
 
-_COMMUTATIVE = (Inner, Elementwise, FM, Pairs, Triples, Groups, FFM, MLP)
+_COMMUTATIVE = (Inner, Elementwise, FM, Pairs, Triples, Groups, Hadamard, FFM, MLP)
 """Ops whose inputs may be swapped: the result is the same, or a first linear map takes up the order."""
 
 
@@ -635,7 +751,8 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
 
 def named_sets(node: Any) -> Sets | None:
     """The sets of fields that a node lists by name; None where it takes all or has none."""
-    sets: Literal["all"] | Sets | None = node.sets if isinstance(node, Groups) else getattr(node, "keep", None)
+    listed = isinstance(node, Groups | Hadamard)
+    sets: Literal["all"] | Sets | None = node.sets if listed else getattr(node, "keep", None)
     return None if sets == "all" else sets
 
 
@@ -647,22 +764,49 @@ def _renamed_sets(architecture: Architecture, node: Any, names: Mapping[str, str
     sets = named_sets(node)
     if sets is None:
         return None
-    alone = {ref: f"part {names[ref]}" for ref in node.inputs if _one_vector(architecture, ref)}
-    inside = [sorted(alone.get(name, name) for name in one) for one in sets]
+    called = _called(architecture, node, names)
+    inside = [sorted(called.get(name, name) for name in one) for one in sets]
     return inside if isinstance(node, Groups) else sorted(inside)
 
 
-def _one_vector(architecture: Architecture, ref: str) -> bool:
-    """Whether a node or whole view is one vector, known in sets by its own name and not by those of its fields."""
-    if ref in architecture.views:
-        return any(isinstance(encoder, RawEncoder) for encoder in architecture.views[ref].encoders.values())
-    return any(node.id == ref and not isinstance(node, MHA) for node in architecture.nodes)
+def _called(architecture: Architecture, node: Any, names: Mapping[str, str]) -> dict[str, str]:
+    """What sets of the node's fields hold in place of a field's name, where that comes from the ids of nodes or views.
+
+    One vector goes by its own name and not by those of its fields.
+    """
+    nodes = {other.id: other for other in architecture.nodes}
+    called: dict[str, str] = {}
+    for ref in node.inputs:
+        source, view = nodes.get(ref), architecture.views.get(ref)
+        if isinstance(source, Hadamard):
+            inner = _called(architecture, source, names)
+            called |= {product_name(one): product_name(inner.get(name, name) for name in one) for one in source.sets}
+        elif isinstance(source, MHA | SE):
+            called |= _called(architecture, source, names)
+        elif source or (view and any(isinstance(encoder, RawEncoder) for encoder in view.encoders.values())):
+            called[ref] = f"part {names[ref]}"
+    return called
+
+
+def product_name(fields: Iterable[str]) -> str:
+    """What the product of these fields is called."""
+    return "*".join(sorted(fields))
 
 
 def _without_names(node: Any) -> dict[str, Any]:
     hidden = {"id", "inputs"} | ({"sets", "keep"} if named_sets(node) is not None else set())
-    body: dict[str, Any] = node.model_dump(mode="json", by_alias=True, exclude=hidden)
+    body: dict[str, Any] = _plain(node).model_dump(mode="json", by_alias=True, exclude=hidden)
     return body
+
+
+def _plain(node: Any) -> Any:
+    """The node with what can be said in several ways said in one."""
+    match node:
+        case MLP(activation=tuple() as listed) if len(set(listed)) == 1:
+            return node.model_copy(update={"activation": listed[0]})
+        case Seq(layer=ConvLayer(kernel=1)):
+            return node.model_copy(update={"layer": ConvLayer(kind="conv", kernel=1), "causal": False})
+    return node
 
 
 def _contents(architecture: Architecture) -> dict[str, str]:

@@ -17,20 +17,29 @@ from trainer.architecture import (
     GRU,
     MHA,
     MLP,
+    SE,
     Architecture,
     Attention,
+    AttentionLayer,
     Concat,
+    ConvLayer,
     Cross,
     Dot,
     Elementwise,
     Groups,
+    GRULayer,
+    Hadamard,
     Head,
     Inner,
     Last,
     Node,
     Pairs,
     Pool,
+    PoolLayer,
+    Positions,
     RowsEncoder,
+    Seq,
+    SequenceLayer,
     ShareEncoder,
     TargetAttention,
     Transformer,
@@ -38,7 +47,7 @@ from trainer.architecture import (
     reached,
 )
 from trainer.data import Batch
-from trainer.modules import interactions, numbers, products, sequences
+from trainer.modules import behavior, interactions, numbers, products, sequences
 from trainer.modules.align import Align
 from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
@@ -59,6 +68,8 @@ from trainer.shapes import (
     head_map_widths,
     infer,
     kept,
+    multiplied,
+    squeezed,
     view_collected,
 )
 
@@ -315,6 +326,14 @@ def _groups(node: Groups, fields: Collected) -> nn.Module:
     )
 
 
+def _hadamard(node: Hadamard, fields: Collected) -> nn.Module:
+    return products.Hadamard(fields.fields, multiplied(node, fields.names))
+
+
+def _se(node: SE, fields: Collected) -> nn.Module:
+    return interactions.SqueezeExcitation(fields.fields, squeezed(node, fields))
+
+
 def _mha(node: MHA, fields: Collected) -> nn.Module:
     widths = [fields.width] + [node.heads * node.dim] * (node.layers - 1)
     return nn.Sequential(*(interactions.FieldAttention(width, node.dim, node.heads, node.residual) for width in widths))
@@ -327,15 +346,37 @@ _FIELD_OPS: dict[type[Node], Callable[[Any, Collected], nn.Module]] = {
     Pairs: _pairs,
     Triples: _products,
     Groups: _groups,
+    Hadamard: _hadamard,
+    SE: _se,
     Dot: lambda node, fields: interactions.Dot(fields.fields, full=node.triangle == "full"),
     MHA: _mha,
 }
 
+
+def _mlp(node: MLP, width: int) -> nn.Module:
+    layers = interactions.mlp(width, node.units, node.activation, node.norm == "batch", node.dropout)
+    return layers if node.shortcut == "none" else interactions.Shortcut(layers, width, node.units[-1])
+
+
 _FLAT_OPS: dict[type[Node], Callable[[Any, int], nn.Module]] = {
     Concat: lambda node, width: nn.Identity(),
     Cross: lambda node, width: interactions.Cross(width, node.layers, matrix=node.kind == "matrix"),
-    MLP: lambda node, width: interactions.mlp(width, node.units, node.activation, node.norm == "batch", node.dropout),
+    MLP: _mlp,
 }
+
+
+def _seq(node: Seq, shape: Q, init: float) -> nn.Module:
+    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, shape.width, node.causal)
+    return behavior.Block(layer, shape.width, node.norm == "layer", node.activation, node.residual)
+
+
+_SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, int, bool], nn.Module]] = {
+    ConvLayer: lambda layer, width, causal: behavior.Conv(width, layer.kernel, layer.dilation, causal),
+    PoolLayer: lambda layer, width, causal: behavior.POOLS[layer.kind](layer.kernel, causal),
+    GRULayer: lambda layer, width, causal: behavior.Recurrent(width, causal),
+    AttentionLayer: lambda layer, width, causal: behavior.SelfAttention(width, layer.heads, causal),
+}
+"""A live architecture has no block that skips its layer."""
 
 _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
     Pool: lambda node, shape, init: sequences.Pool(node.kind),
@@ -343,6 +384,8 @@ _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
     Transformer: lambda node, shape, init: sequences.Transformer(
         shape.width, shape.length, node.layers, node.heads, node.dropout, init
     ),
+    Positions: lambda node, shape, init: sequences.Positions(shape.width, shape.length, init),
+    Seq: _seq,
     Last: lambda node, shape, init: sequences.Last(),
     TargetAttention: lambda node, shape, init: sequences.TargetAttention(shape.width, node.units),
 }

@@ -16,14 +16,17 @@ from trainer.architecture import (
     GRU,
     MHA,
     MLP,
+    SE,
     Align,
     Architecture,
     ArchitectureError,
     Attention,
+    AttentionLayer,
     BinsEncoder,
     Block,
     BucketsEncoder,
     Concat,
+    ConvLayer,
     Cross,
     Dot,
     Elementwise,
@@ -31,22 +34,29 @@ from trainer.architecture import (
     FieldsNode,
     FieldSpec,
     Groups,
+    GRULayer,
+    Hadamard,
     Inner,
     Last,
     Node,
     Pairs,
     PairsTableEncoder,
     Pool,
+    PoolLayer,
+    Positions,
     RawEncoder,
     RowsEncoder,
     ScaleEncoder,
+    Seq,
     Sets,
     ShareEncoder,
+    SkipLayer,
     TableEncoder,
     TargetAttention,
     Transformer,
     Triples,
     View,
+    product_name,
 )
 
 
@@ -449,6 +459,15 @@ def grouped(node: Groups, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...]
     return _positions(f"node '{node.id}'", "sets", node.sets, names, least=min(node.order, 2))
 
 
+def multiplied(node: Hadamard, names: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The sets as positions among the collected fields, in field order."""
+    where = f"node '{node.id}'"
+    found = tuple(sorted(_positions(where, "sets", node.sets, names, least=2)))
+    if len(set(found)) < len(found):
+        raise ArchitectureError(f"{where}: sets must list each product once")
+    return found
+
+
 def _positions(where: str, key: str, sets: Sets, names: tuple[str, ...], least: int) -> tuple[tuple[int, ...], ...]:
     if len(set(names)) < len(names):
         raise ArchitectureError(f"{where}: {key} cannot tell fields of equal name apart: {', '.join(sorted(names))}")
@@ -517,6 +536,22 @@ def _groups_rule(node: Groups, inputs: _Inputs) -> Shape:
     return V(sets * fields.width if node.order == 1 else sets)
 
 
+def _hadamard_rule(node: Hadamard, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    products = tuple(product_name(fields.names[m] for m in one) for one in multiplied(node, fields.names))
+    return F(products, (fields.width,) * len(products))
+
+
+def _se_rule(node: SE, inputs: _Inputs) -> Shape:
+    fields = _collected(node, inputs)
+    return F(fields.names, (fields.width,) * fields.fields)
+
+
+def squeezed(node: SE, fields: Collected) -> int:
+    """Units of the first of the two layers."""
+    return max(1, fields.fields // node.reduction)
+
+
 def _ffm_rule(node: FFM, inputs: _Inputs) -> Shape:
     inputs.field_aware()
     return V(1)
@@ -541,6 +576,11 @@ def _mha_rule(node: MHA, inputs: _Inputs) -> Shape:
 
 def _mlp_rule(node: MLP, inputs: _Inputs) -> Shape:
     inputs.flat()
+    layers, listed = len(node.units), node.activation
+    if isinstance(listed, tuple) and len(listed) != layers:
+        raise ArchitectureError(
+            f"{inputs.where}: activation lists {len(listed)} for {layers} layers; list one for each"
+        )
     return V(node.units[-1])
 
 
@@ -554,10 +594,24 @@ def _gru_rule(node: GRU, inputs: _Inputs) -> Shape:
 
 
 def _transformer_rule(node: Transformer, inputs: _Inputs) -> Shape:
+    return _in_heads(inputs, node.heads)
+
+
+def _in_heads(inputs: _Inputs, heads: int) -> Q:
     sequence = inputs.sequence()
-    if sequence.width % node.heads:
-        raise ArchitectureError(f"{inputs.where}: width {sequence.width} does not divide into {node.heads} heads")
+    if sequence.width % heads:
+        raise ArchitectureError(f"{inputs.where}: width {sequence.width} does not divide into {heads} heads")
     return sequence
+
+
+def _positions_rule(node: Positions, inputs: _Inputs) -> Shape:
+    return inputs.sequence()
+
+
+def _seq_rule(node: Seq, inputs: _Inputs) -> Shape:
+    if isinstance(node.layer, SkipLayer) and not node.residual:
+        raise ArchitectureError(f"{inputs.where}: layer skip without residual gives zeros; set residual: true")
+    return _in_heads(inputs, node.layer.heads if isinstance(node.layer, AttentionLayer) else 1)
 
 
 def _target_attention_rule(node: TargetAttention, inputs: _Inputs) -> Shape:
@@ -576,6 +630,8 @@ _RULES: dict[type[Node], Callable[[Any, _Inputs], Shape]] = {
     Pairs: _pairs_rule,
     Triples: _triples_rule,
     Groups: _groups_rule,
+    Hadamard: _hadamard_rule,
+    SE: _se_rule,
     FFM: _ffm_rule,
     Dot: _dot_rule,
     Cross: _flat_rule,
@@ -584,6 +640,8 @@ _RULES: dict[type[Node], Callable[[Any, _Inputs], Shape]] = {
     Pool: _to_vector_rule,
     GRU: _gru_rule,
     Transformer: _transformer_rule,
+    Positions: _positions_rule,
+    Seq: _seq_rule,
     Last: _to_vector_rule,
     TargetAttention: _target_attention_rule,
 }
@@ -639,6 +697,17 @@ def _groups_count(node: Groups, inputs: _Inputs) -> tuple[int, int]:
     return sum(members), (sum(members) + powers) * fields.width
 
 
+def _hadamard_count(node: Hadamard, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    return 0, sum(len(one) - 1 for one in multiplied(node, fields.names)) * fields.width
+
+
+def _se_count(node: SE, inputs: _Inputs) -> tuple[int, int]:
+    fields = _collected(node, inputs)
+    parameters, flops = mlp_parameters(fields.fields, [squeezed(node, fields), fields.fields])
+    return parameters, flops + fields.fields * fields.width
+
+
 def _ffm_count(node: FFM, inputs: _Inputs) -> tuple[int, int]:
     shape = inputs.field_aware()
     return 0, comb(shape.fields, 2) * shape.dim
@@ -672,9 +741,9 @@ def mlp_parameters(width: int, units: Sequence[int]) -> tuple[int, int]:
 
 def _mlp_count(node: MLP, inputs: _Inputs) -> tuple[int, int]:
     parameters, flops = mlp_parameters(inputs.flat(), node.units)
-    if node.norm == "batch":
-        return parameters + 2 * sum(node.units), flops + sum(node.units)
-    return parameters, flops
+    shortcut = inputs.flat() * node.units[-1] if node.shortcut == "linear" else 0
+    norm = sum(node.units) if node.norm == "batch" else 0
+    return parameters + 2 * norm + shortcut, flops + norm + shortcut
 
 
 def _pool_count(node: Pool, inputs: _Inputs) -> tuple[int, int]:
@@ -696,6 +765,32 @@ def _transformer_count(node: Transformer, inputs: _Inputs) -> tuple[int, int]:
     return parameters, node.layers * (steps * 6 * d * d + 2 * steps * steps * d)
 
 
+def _positions_count(node: Positions, inputs: _Inputs) -> tuple[int, int]:
+    sequence = inputs.sequence()
+    return sequence.length * sequence.width, 0
+
+
+def _seq_count(node: Seq, inputs: _Inputs) -> tuple[int, int]:
+    sequence = inputs.sequence()
+    parameters, flops = _layer_count(node, sequence.length, sequence.width)
+    return parameters + (2 * sequence.width if node.norm == "layer" else 0), flops
+
+
+def _layer_count(node: Seq, steps: int, d: int) -> tuple[int, int]:
+    match node.layer:
+        case ConvLayer(kernel=kernel):
+            return kernel * d * d + d, steps * kernel * d * d
+        case PoolLayer(kernel=kernel):
+            return 0, steps * kernel * d
+        case GRULayer():
+            weights = 6 * d * d if node.causal else 14 * d * d
+            return weights + (6 * d if node.causal else 13 * d), steps * weights
+        case AttentionLayer():
+            return 4 * d * d + 4 * d, steps * 4 * d * d + 2 * steps * steps * d
+        case SkipLayer():
+            return 0, 0
+
+
 def _target_attention_count(node: TargetAttention, inputs: _Inputs) -> tuple[int, int]:
     sequence = inputs.sequence(others=1)
     parameters, flops = mlp_parameters(4 * sequence.width, [*node.units, 1])
@@ -710,6 +805,8 @@ _COUNTS: dict[type[Node], Callable[[Any, _Inputs], tuple[int, int]]] = {
     Pairs: _pairs_count,
     Triples: _triples_count,
     Groups: _groups_count,
+    Hadamard: _hadamard_count,
+    SE: _se_count,
     FFM: _ffm_count,
     Dot: _dot_count,
     Cross: _cross_count,
@@ -718,6 +815,8 @@ _COUNTS: dict[type[Node], Callable[[Any, _Inputs], tuple[int, int]]] = {
     Pool: _pool_count,
     GRU: _gru_count,
     Transformer: _transformer_count,
+    Positions: _positions_count,
+    Seq: _seq_count,
     Last: _free_count,
     TargetAttention: _target_attention_count,
 }

@@ -82,6 +82,18 @@ def test_the_words_name_every_view_node_and_field(name: str) -> None:
         assert part in words
 
 
+def test_the_parts_of_a_behavior_model_show_their_settings() -> None:
+    data = architecture("nextitnet").to_dict()
+    data["nodes"] += [
+        {"id": "crosses", "op": "hadamard", "in": ["e", "state"], "sets": [["C1", "state"]]},
+        {"id": "deep", "op": "mlp", "in": ["crosses"], "units": [3, 2], "activation": ["relu", "silu"]},
+    ]
+    data["head"]["in"] += ["deep"]
+    picture = drawing.draw(Architecture.from_dict(data))
+    for line in ("sequence block · wider", "conv, dilation 2", "1 set", "3 – 2, relu – silu"):
+        assert f">{line}</text>" in picture
+
+
 def test_axis_maps_its_ends_and_gives_round_ticks() -> None:
     axis = plots.Axis(0.4471, 0.4519, 300, 20)
     assert axis.at(0.4471) == 300

@@ -11,6 +11,7 @@ import yaml
 
 from tests.trainer.mixed import ALL, architecture, mixed_schema, table, view
 from trainer.architecture import Architecture, ArchitectureError, fields_of
+from trainer.shapes import infer
 
 
 def two_towers() -> dict[str, Any]:
@@ -116,10 +117,69 @@ def test_kept_pairs_follow_renamed_nodes() -> None:
     assert pairs("m", ["user", "m"]).hash != pairs("m", ["user", "item"]).hash
 
 
+def test_names_of_products_follow_renamed_nodes() -> None:
+    def products(name: str, sets: list[list[str]], keep: list[str], through: str = "h") -> Architecture:
+        nodes = [
+            {"id": name, "op": "mlp", "in": ["e"], "units": [4]},
+            {"id": "h", "op": "hadamard", "in": ["e", name], "sets": sets},
+            {"id": "s", "op": "se", "in": ["h"]},
+            {"id": "k", "op": "pairs", "in": [through, "e"], "keep": [keep]},
+        ]
+        return architecture({"e": view(4, "user", "item")}, nodes, ["k"])
+
+    # Sorted by name, the node stands first in one of the products' names and last in the other.
+    for through in ("h", "s"):
+        first = products("a", [["user", "a"], ["item", "a"]], ["a*user", "item"], through)
+        second = products("z", [["z", "item"], ["z", "user"]], ["item", "user*z"], through)
+        assert first.hash == second.hash
+        assert first.hash != products("a", [["user", "a"], ["item", "a"]], ["a*item", "item"], through).hash
+
+
+def test_one_activation_for_all_layers_is_the_same_as_a_list_of_it() -> None:
+    def layers(activation: Any, units: tuple[int, ...] = (4, 4)) -> Architecture:
+        nodes = [{"id": "m", "op": "mlp", "in": ["e"], "units": units, "activation": activation}]
+        return architecture({"e": view(4, "user", "item")}, nodes, ["m"])
+
+    assert layers("silu").hash == layers(["silu", "silu"]).hash
+    hashes = {layers(one).hash for one in ("silu", "relu", ["silu", "relu"], ["relu", "silu"])}
+    assert len(hashes) == 4
+
+
+def test_a_kernel_of_one_step_has_neither_dilation_nor_direction() -> None:
+    def block(kernel: int, **settings: Any) -> str:
+        layer = {"kind": "conv", "kernel": kernel, "dilation": settings.pop("dilation", 1)}
+        nodes = [
+            {"id": "b", "op": "seq", "in": ["s"], "layer": layer, **settings},
+            {"id": "t", "op": "pool", "in": ["b"]},
+        ]
+        return architecture({"s": {"encoders": {"history": table(4)}}}, nodes, ["t"]).hash
+
+    assert block(1) == block(1, dilation=3) == block(1, causal=True)
+    assert len({block(3), block(3, dilation=3), block(3, causal=True), block(1)}) == 4
+
+
+def test_a_skip_that_cannot_be_built_stays() -> None:
+    """So that it is refused under its own name."""
+    for wrong in ({"in": ["e"]}, {"in": ["s", "s"]}, {"in": ["s"], "residual": False}):
+        nodes = [
+            {"id": "b", "op": "seq", "layer": {"kind": "skip"}, **wrong},
+            {"id": "t", "op": "pool", "in": ["b"]},
+        ]
+        views = {"e": view(4, "user"), "s": {"encoders": {"history": table(4)}}}
+        live = architecture(views, nodes, ["t"]).live()
+        assert [node.id for node in live.nodes] == ["b", "t"]
+        with pytest.raises(ArchitectureError, match="node 'b'"):
+            infer(live)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda data: data["nodes"][2].update(unit=[3]), "node 'deep': unit"),
+        (
+            lambda data: data["nodes"][2].update(activation="rel"),
+            "node 'deep': activation: input should be 'relu', 'gelu'",
+        ),
         (lambda data: data["nodes"][2].update(units=[]), "node 'deep': units"),
         (lambda data: data["nodes"][2].update(op="mpl"), "node 'deep'"),
         (lambda data: data["nodes"][2].update(dropout=1.0), "node 'deep': dropout"),

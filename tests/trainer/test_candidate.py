@@ -84,7 +84,7 @@ def test_the_summary_shows_each_block_with_its_values() -> None:
     assert lines[0] == "Trial 7: logloss 0.43210"
     assert lines[1:5] == [
         "|-mapper e: table dim=4 of c0, c1",
-        "|-interactor m: mlp units=[8, 8] activation=relu norm=none dropout=0.0 <- e",
+        "|-interactor m: mlp units=[8, 8] activation=relu norm=none dropout=0.0 shortcut=none <- e",
         "|-interactor x: cross layers=1 kind=vector <- e",
         "|-optimizer linear bias=True <- m, x",
     ]

@@ -62,6 +62,18 @@ def fields_rule(draw: Draw) -> dict[str, Any]:
     return draw.choice([{}, {"align": "min"}, {"align": "pad"}, {"dim": 3}, {"dim": 2, "align": "lift"}])
 
 
+def sequence_layer(draw: Draw) -> dict[str, Any]:
+    kind = draw.choice(["skip", "conv", "mean_pool", "max_pool", "gru", "attention"])
+    sizes = {
+        "conv": {"kernel": draw.randint(1, 4), "dilation": draw.randint(1, 3)},
+        "mean_pool": {"kernel": draw.randint(2, 4)},
+        "max_pool": {"kernel": draw.randint(2, 4)},
+        "attention": {"heads": draw.randint(1, 2)},
+    }
+    return {"kind": kind, **sizes.get(kind, {})}
+
+
+ACTIVATIONS = ("relu", "gelu", "silu", "tanh", "identity")
 OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
     "concat": lambda draw: {},
     "inner": fields_rule,
@@ -87,6 +99,8 @@ OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
         "norm": draw.choice(["none", "batch"]),
         **fields_rule(draw),
     },
+    "hadamard": fields_rule,
+    "se": lambda draw: {"reduction": draw.randint(1, 3), **fields_rule(draw)},
     "ffm": lambda draw: {},
     "dot": lambda draw: {"triangle": draw.choice(["strict", "full"]), **fields_rule(draw)},
     "cross": lambda draw: {"layers": draw.randint(1, 3), "kind": draw.choice(["vector", "matrix"])},
@@ -101,16 +115,26 @@ OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
         "units": [draw.choice((2, 5)) for _ in range(draw.randint(1, 3))],
         "norm": draw.choice(["none", "batch"]),
         "dropout": draw.choice([0.0, 0.3]),
-        "activation": draw.choice(["relu", "gelu", "silu", "tanh", "identity"]),
+        "activation": draw.choice([*ACTIVATIONS, [draw.choice(ACTIVATIONS) for _ in range(2)]]),
+        "shortcut": draw.choice(["none", "linear"]),
     },
     "pool": lambda draw: {"kind": draw.choice(["mean", "sum", "max"])},
     "gru": lambda draw: {"hidden": draw.choice(DIMS)},
     "transformer": lambda draw: {"layers": draw.randint(1, 2), "heads": draw.randint(1, 2), "dropout": 0.1},
+    "positions": lambda draw: {},
+    "seq": lambda draw: {
+        "norm": draw.choice(["none", "layer"]),
+        "layer": sequence_layer(draw),
+        "activation": draw.choice(ACTIVATIONS),
+        "residual": draw.random() < 0.8,
+        "causal": draw.random() < 0.5,
+    },
     "last": lambda draw: {},
     "target_attention": lambda draw: {"units": [draw.choice(DIMS)]},
 }
-LISTING = {"pairs": ("keep", 2), "triples": ("keep", 3), "groups": ("sets", 2)}
-SEQUENCE_OPS = ("pool", "gru", "transformer", "last")
+LISTING = {"pairs": ("keep", 2), "triples": ("keep", 3), "groups": ("sets", 2), "hadamard": ("sets", 2)}
+STEPWISE_OPS = ("transformer", "positions", "seq")
+SEQUENCE_OPS = ("pool", "gru", "last", *STEPWISE_OPS)
 
 
 def labels(ref: str, views: dict[str, Any]) -> list[str]:
@@ -156,7 +180,7 @@ def description(draw: Draw) -> dict[str, Any]:
         if op in LISTING:
             node |= listing(draw, op, [label for ref in inputs for label in labels(ref, views)])
         nodes.append(node)
-        (sequences if op == "transformer" else refs).append(f"n{number}")
+        (sequences if op in STEPWISE_OPS else refs).append(f"n{number}")
     mode, inputs = draw.choice(["sum", "linear"]), some(draw, refs or list(views), 3)
     return {
         "task": draw.choice(["ctr", "rating"]),
@@ -165,6 +189,34 @@ def description(draw: Draw) -> dict[str, Any]:
         "nodes": nodes,
         "head": {"mode": mode, "in": inputs, "bias": draw.random() < 0.8},
     }
+
+
+def behavior_model(draw: Draw) -> dict[str, Any]:
+    """A stack of blocks over the history, products of fields and layers, all of which fit."""
+    share = {"encoders": {"history": {"kind": "share", "view": "v0"}}}
+    views = {"v0": {"encoders": {field: encoder(draw, field, "", 4) for field in FIELDS[:-1]}}, "s": share}
+    blocks = [
+        {"id": f"s{n}", "op": op, "in": [f"s{n - 1}" if n else "s"], **OPS[op](draw)}
+        for n, op in enumerate(draw.choice(["positions", "seq", "seq"]) for _ in range(draw.randint(1, 4)))
+    ]
+    for block in blocks:
+        if block.get("layer") == {"kind": "skip"}:
+            block["residual"] = True
+    names = [*FIELDS[:-1], "taste"]
+    sets = {tuple(sorted(draw.sample(names, draw.randint(2, 4)))) for _ in range(draw.randint(1, 3))}
+    units = [3] * draw.randint(1, 3)
+    nodes = [
+        *blocks,
+        {"id": "taste", "op": draw.choice(["pool", "last"]), "in": [blocks[-1]["id"]]},
+        {"id": "products", "op": "hadamard", "in": ["v0", "taste"], "sets": draw.sample(sorted(sets), len(sets))},
+        {"id": "scaled", "op": "se", "in": ["taste", "products"], "reduction": draw.randint(1, 3)},
+        {
+            **{"id": "deep", "op": "mlp", "in": [draw.choice(["scaled", "products"]), "v0"], "units": units},
+            **{"activation": [draw.choice(ACTIVATIONS) for _ in units], "shortcut": draw.choice(["none", "linear"])},
+        },
+    ]
+    fields = {"fields": fields_of(SCHEMA), "views": views}
+    return {"task": "ctr", **fields, "nodes": nodes, "head": {"mode": "sum", "in": ["deep"]}}
 
 
 def check(data: dict[str, Any]) -> bool:
@@ -211,6 +263,12 @@ def test_random_descriptions() -> None:
     torch.manual_seed(0)
     share = run(range(300))
     assert 0.25 < share < 0.9
+
+
+def test_random_behavior_models() -> None:
+    torch.manual_seed(0)
+    for number in range(50):
+        assert check(behavior_model(random.Random(number))), number
 
 
 @pytest.mark.slow

@@ -229,3 +229,33 @@ def test_dcn_with_zero_cross_weights_is_layers_beside_a_linear_model() -> None:
         if "cross" in name:
             parameter.data.zero_()
     torch.testing.assert_close(*outputs(dcn, plain))
+
+
+def test_squeeze_and_excitation_by_hand(x_BMD: Tensor) -> None:
+    module = randomise(interactions.SqueezeExcitation(M, 2))
+    output = module(x_BMD)
+    for row in range(B):
+        means_M = torch.stack([x_D.sum() / D for x_D in x_BMD[row]])
+        hidden_2 = (module.squeeze.weight @ means_M + module.squeeze.bias).clamp(min=0)  # type: ignore[operator]
+        logits_M = module.excite.weight @ hidden_2 + module.excite.bias  # type: ignore[operator]
+        for field in range(M):
+            torch.testing.assert_close(output[row, field], x_BMD[row, field] / (1 + (-logits_M[field]).exp()))
+
+
+def test_squeeze_and_excitation_with_open_gates_is_identity(x_BMD: Tensor) -> None:
+    module = randomise(interactions.SqueezeExcitation(M, 2))
+    module.excite.weight.data.zero_()  # type: ignore[operator, union-attr]
+    module.excite.bias.data.fill_(50.0)  # type: ignore[operator, union-attr]
+    assert torch.equal(module(x_BMD), x_BMD)
+
+
+def test_layers_with_activations_of_their_own_and_a_shortcut() -> None:
+    nodes = [
+        {"id": "m", "op": "mlp", "in": ["e"], "units": [4, 3], "activation": ["silu", "tanh"], "shortcut": "linear"}
+    ]
+    model = built(architecture({"e": view(D, "user", "item")}, nodes, ["m"])).nodes["mlp:m"].op
+    x_BN = torch.randn(B, 2 * D)
+    first, second = (layer for layer in model.layers if isinstance(layer, torch.nn.Linear))
+    hidden = torch.nn.functional.silu(x_BN @ first.weight.T + first.bias)
+    expected = (hidden @ second.weight.T + second.bias).tanh() + x_BN @ model.linear.weight.T
+    torch.testing.assert_close(model(x_BN), expected)

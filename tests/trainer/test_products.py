@@ -17,7 +17,7 @@ from tests.trainer.mixed import ALL, architecture, batch_of, built, mixed_schema
 from tests.trainer.takeover import exact
 from trainer.architecture import Architecture, ArchitectureError
 from trainer.modules.interactions import FM
-from trainer.modules.products import EPS, GATE, Groups, Products, group_interactions
+from trainer.modules.products import EPS, GATE, Groups, Hadamard, Products, group_interactions
 from trainer.shapes import V, count, infer
 
 B, M, D = 6, len(ALL), 3
@@ -507,3 +507,25 @@ def test_a_field_called_by_a_number_is_no_node() -> None:
         pairs = {"id": "q", "op": "pairs", "in": ["e", "m"], "keep": [pair]}
         hashes.add(Architecture.from_dict({**data, "nodes": [layer, pairs]}).hash)
     assert len(hashes) == 6
+
+
+@given(st.sets(st.sets(st.integers(0, M - 1), min_size=2).map(lambda one: tuple(sorted(one))), min_size=1))
+def test_products_of_any_order_by_brute_force(sets: set[tuple[int, ...]]) -> None:
+    x_BMD = torch.randn(B, M, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.stack([x_BMD[:, list(one)].prod(1) for one in sorted(sets)], 1)
+    torch.testing.assert_close(Hadamard(M, sorted(sets))(x_BMD), expected)
+
+
+def test_all_products_of_two_fields_add_up_to_fm(x_BMD: Tensor) -> None:
+    """Summed through a fixed vector of ones: the closed form of FM's second order."""
+    pairs = list(itertools.combinations(range(M), 2))
+    summed_B1 = Hadamard(M, pairs)(x_BMD).sum(1) @ torch.ones(D, 1, dtype=x_BMD.dtype)
+    torch.testing.assert_close(summed_B1, FM()(x_BMD))
+
+
+def test_listed_products_stand_in_the_order_of_the_fields(x_BMD: Tensor) -> None:
+    node = {"op": "hadamard", "sets": [["age", "item"], ["item", "user"], ["site.id", "age", "price"]]}
+    nodes = [{"id": "q", "in": ["e"], **node}]
+    module = built(architecture({"e": view(D, *ALL)}, nodes, ["q"])).nodes["hadamard:q"].op
+    expected = [x_BMD[:, [0, 2]].prod(1), x_BMD[:, [1, 3, 4]].prod(1), x_BMD[:, [2, 3]].prod(1)]
+    torch.testing.assert_close(module(x_BMD), torch.stack(expected, 1))

@@ -42,6 +42,12 @@ NODES = [
     ({"op": "fm", "in": ["e", "raw"], "align": "lift", "dim": 3}, V(1)),
     ({"op": "pairs", "in": ["e"], "out": "vector"}, V(4)),
     ({"op": "pairs", "in": ["e"], "keep": [["user", "item"]], "weight": {"attention": 3}, "out": "linear"}, V(1)),
+    (
+        {"op": "hadamard", "in": ["e"], "sets": [["item", "user"], ["user", "age"]]},
+        F(("item*user", "age*user"), (4, 4)),
+    ),
+    ({"op": "hadamard", "in": ["ragged"], "sets": [["age", "user", "item"]], "dim": 3}, F(("age*item*user",), (3,))),
+    ({"op": "se", "in": ["ragged", "e.price"], "align": "pad"}, F(("user", "item", "age", "price"), (4,) * 4)),
     ({"op": "ffm", "in": ["aware"]}, V(1)),
     ({"op": "dot", "in": ["e"]}, V(10)),
     ({"op": "dot", "in": ["e"], "triangle": "full"}, V(15)),
@@ -52,6 +58,9 @@ NODES = [
     ({"op": "pool", "in": ["seq"]}, V(4)),
     ({"op": "gru", "in": ["seq.history"], "hidden": 7}, V(7)),
     ({"op": "transformer", "in": ["seq"], "heads": 2}, Q(6, 4)),
+    ({"op": "positions", "in": ["own"]}, Q(6, 5)),
+    ({"op": "seq", "in": ["seq.history"], "layer": {"kind": "attention", "heads": 4}}, Q(6, 4)),
+    ({"op": "seq", "in": ["own"], "layer": {"kind": "skip"}}, Q(6, 5)),
     ({"op": "last", "in": ["own"]}, V(5)),
     ({"op": "target_attention", "in": ["seq", "e.item"]}, V(4)),
 ]
@@ -73,8 +82,19 @@ REFUSED = [
     ({"op": "pool", "in": ["e"]}, "needs one sequence"),
     ({"op": "pool", "in": ["seq", "own"]}, "needs one sequence"),
     ({"op": "transformer", "in": ["own"], "heads": 2}, "does not divide into 2 heads"),
+    ({"op": "positions", "in": ["e"]}, "needs one sequence"),
+    ({"op": "seq", "in": ["e"], "layer": {"kind": "gru"}}, "needs one sequence"),
+    ({"op": "seq", "in": ["own"], "layer": {"kind": "attention", "heads": 2}}, "does not divide into 2 heads"),
+    ({"op": "seq", "in": ["own"], "layer": {"kind": "skip"}, "residual": False}, "without residual gives zeros"),
     ({"op": "target_attention", "in": ["own", "e.item"]}, "must be a vector 5 wide"),
     ({"op": "target_attention", "in": ["own"]}, "one sequence and one vector"),
+    ({"op": "mlp", "in": ["e"], "units": [3, 3, 3], "activation": ["relu", "tanh"]}, "lists 2 for 3 layers"),
+    ({"op": "hadamard", "in": ["e"], "sets": [["user"]]}, "two different fields or more"),
+    ({"op": "hadamard", "in": ["e"], "sets": [["user", "user"]]}, "two different fields or more"),
+    ({"op": "hadamard", "in": ["e"], "sets": [["user", "zip"]]}, "no field 'zip'"),
+    ({"op": "hadamard", "in": ["e"], "sets": [["user", "age"], ["age", "user"]]}, "each product once"),
+    ({"op": "hadamard", "in": ["ragged"], "sets": [["user", "age"]]}, "inputs are [2, 4] wide"),
+    ({"op": "se", "in": ["ragged"]}, "inputs are [2, 4] wide"),
     ({"op": "dot", "in": ["e.user"]}, "two fields or more"),
     ({"op": "pairs", "in": ["e.user"]}, "two fields or more"),
     ({"op": "pairs", "in": ["e"], "keep": [["user", "zip"]]}, "no field 'zip'"),
@@ -123,6 +143,35 @@ def test_counts_of_a_deepfm_by_hand() -> None:
     dense = (20 * 8 + 8) + (8 * 3 + 3) + 3 + 1  # two layers, the map of `m` to a logit, the bias
     flops = (2 * 1 + 2 * 4) + 6 * 4 + (20 * 8 + 8 * 3) + 3  # scaled numbers, fm, layers, the map to a logit
     assert count(architecture(views, nodes, ["first", "q", "m"])) == Counts(rows * 5, 0, dense, flops)
+
+
+def test_products_are_fields_of_their_own() -> None:
+    nodes = [
+        {"id": "h", "op": "hadamard", "in": ["e"], "sets": [["item", "user"], ["age", "price"]]},
+        {"id": "s", "op": "se", "in": ["h", "e.user"]},
+        {
+            "id": "p",
+            "op": "pairs",
+            "in": ["s"],
+            "keep": [["item*user", "user"], ["age*price", "item*user"]],
+            "out": "each",
+        },
+    ]
+    assert infer(architecture(VIEWS, nodes, ["p"]))["p"] == V(2)
+
+
+def test_counts_of_products_weights_and_a_shortcut_by_hand() -> None:
+    nodes = [
+        {"id": "h", "op": "hadamard", "in": ["e"], "sets": [["item", "user"], ["age", "price", "site.id"]]},
+        {"id": "s", "op": "se", "in": ["h", "e"], "reduction": 3},
+        {"id": "m", "op": "mlp", "in": ["s"], "units": [5, 2], "shortcut": "linear"},
+    ]
+    alone = count(architecture(VIEWS, [], ["e"], mode="linear"))
+    counts = count(architecture(VIEWS, nodes, ["m"], mode="linear"))
+    dense = (7 * 2 + 2 + 2 * 7 + 7) + (28 * 5 + 5 + 5 * 2 + 2) + 28 * 2 + 2 + 1  # weights of fields, layers, map, head
+    flops = (1 + 2) * 4 + (7 * 2 + 2 * 7 + 7 * 4) + (28 * 5 + 5 * 2 + 28 * 2) + 2
+    assert counts.dense == dense
+    assert counts.flops - flops == alone.flops - 20  # what scaled numbers cost, without the head's map
 
 
 def test_lifts_are_counted_apart() -> None:

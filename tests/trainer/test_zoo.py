@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.mixed import batch_of, flat_schema, gradients, mixed_schema, parameters
+from tests.trainer.mixed import batch_of, built, flat_schema, gradients, mixed_schema, parameters
 from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import build
@@ -14,7 +14,7 @@ from trainer.schema import DatasetSchema, Task
 from trainer.shapes import count
 from trainer.space import choices, fill, fill_params
 
-SEQUENCE_MODELS = ("din", "gru4rec", "pooling", "sasrec")
+SEQUENCE_MODELS = ("din", "gru4rec", "nextitnet", "pooling", "sasrec", "youtube_dnn")
 
 
 def defaults(name: str, schema: DatasetSchema) -> Architecture:
@@ -22,8 +22,8 @@ def defaults(name: str, schema: DatasetSchema) -> Architecture:
 
 
 def test_the_zoo_is_complete() -> None:
-    hand_made = "mf mlp neumf fm fwfm afm ffm ipnn wide_deep deepfm dlrm dcn dcnv2 autoint pooling gru4rec sasrec din"
-    assert set(zoo.names()) == set(hand_made.split())
+    hand_made = "mf mlp neumf fm fwfm afm ffm ipnn wide_deep deepfm dlrm dcn dcnv2 autoint"
+    assert set(zoo.names()) == {*hand_made.split(), *SEQUENCE_MODELS}
     assert all(zoo.description(name) for name in zoo.names())
 
 
@@ -92,6 +92,21 @@ def test_roles_follow_the_schema() -> None:
     grouped = schema.model_copy(update={"group": "item"})
     product = defaults("mf", grouped).views["e"].encoders
     assert set(product) == {"item", "user"}
+
+
+def test_the_user_is_not_the_one_whose_history_is_told() -> None:
+    schema = mixed_schema()
+    others = tuple(field for field in schema.fields if field.name != "item")
+    first = schema.model_copy(update={"group": None, "fields": (schema.field("item"), *others)})
+    assert list(defaults("youtube_dnn", first).views["context"].encoders) == ["user"]
+
+
+def test_a_model_without_its_optional_field() -> None:
+    schema = mixed_schema()
+    alone = schema.model_copy(update={"fields": (schema.field("item"), schema.field("history"))})
+    description = defaults("youtube_dnn", alone)
+    assert "context" not in description.views
+    assert built(description)(batch_of(alone)).shape == (8,)
 
 
 def test_autoint_alone_has_no_layers() -> None:

@@ -219,6 +219,18 @@ class FieldAttention(nn.Module):
         return x_BMD.view(*x_BMD.shape[:2], self.heads, self.dim).transpose(1, 2)
 
 
+class SqueezeExcitation(nn.Module):
+    """Each field times σ(W2 relu(W1 m + b1) + b2), m the fields' means: (B, M, d) -> (B, M, d) (Hu 2018, section 3)."""
+
+    def __init__(self, fields: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite = dense(fields, hidden), dense(hidden, fields)
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        weight_BM: Tensor = self.excite(self.squeeze(x_BMD.mean(dim=2)).relu()).sigmoid()
+        return weight_BM[..., None] * x_BMD
+
+
 class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation that takes the running statistics for a batch of one row, which has no variance."""
 
@@ -239,15 +251,29 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def mlp(width: int, units: Sequence[int], activation: str, norm: bool, dropout: float) -> nn.Sequential:
+def mlp(width: int, units: Sequence[int], activation: str | Sequence[str], norm: bool, dropout: float) -> nn.Sequential:
     """Per layer: linear, batch normalisation, activation, dropout: (B, width) -> (B, units[-1])."""
     layers: list[nn.Module] = []
-    for before, after in zip([width, *units], units, strict=False):
+    activations = [activation] * len(units) if isinstance(activation, str) else activation
+    for before, after, kind in zip([width, *units], units, activations, strict=False):
         layers.append(dense(before, after))
         layers += [BatchNorm(after)] if norm else []
-        layers.append(ACTIVATIONS[activation]())
+        layers.append(ACTIVATIONS[kind]())
         layers += [Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers)
+
+
+class Shortcut(nn.Module):
+    """What `layers` give plus a bias-free linear map of their input: (B, width) -> (B, out)."""
+
+    def __init__(self, layers: nn.Module, width: int, out: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.linear = dense(width, out, bias=False)
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        output_BN: Tensor = self.layers(x_BN) + self.linear(x_BN)
+        return output_BN
 
 
 def dense(width_in: int, width_out: int, bias: bool = True) -> nn.Linear:

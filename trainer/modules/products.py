@@ -1,9 +1,11 @@
-"""Products within sets of fields: every kept pair or triple by itself (AutoFIS), and groups of fields (AutoGroup)."""
+"""Products within sets of fields: every kept pair or triple by itself (AutoFIS), groups of fields (AutoGroup), and
+elementwise products of any order (AMEIR)."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.modules.interactions import BatchNorm
 
@@ -94,3 +96,24 @@ class CoordinateNorm(BatchNorm):
 
     def forward(self, x_BMD: Tensor) -> Tensor:
         return super().forward(x_BMD.flatten(1)).view_as(x_BMD)
+
+
+class Hadamard(nn.Module):
+    """Π_{m in s} x[m] for each set s of fields: (B, M, d) -> (B, sets, d)."""
+
+    def __init__(self, fields: int, sets: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        # A set of lower order is filled up with a field of ones, which stands behind the others.
+        order = max(map(len, sets))
+        filled = [one + (fields,) * (order - len(one)) for one in sets]
+        self.filled = len({len(one) for one in sets}) > 1
+        self.register_buffer("members", torch.tensor(filled).T, persistent=False)
+        self.members: Tensor
+
+    def forward(self, x_BMD: Tensor) -> Tensor:
+        if self.filled:
+            x_BMD = functional.pad(x_BMD, (0, 0, 0, 1), value=1.0)
+        product_BSD = x_BMD[:, self.members[0]]
+        for field_S in self.members[1:]:
+            product_BSD = product_BSD * x_BMD[:, field_S]
+        return product_BSD

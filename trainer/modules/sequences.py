@@ -57,6 +57,24 @@ class GRU(nn.Module):
         return last_valid(Steps(states_BTH, steps.mask))
 
 
+class Positions(nn.Module):
+    """A learned vector added to each valid step for its distance from the last one: Q -> Q."""
+
+    def __init__(self, width: int, max_len: int, init: float) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.empty(max_len, width).normal_(std=init))
+
+    def forward(self, steps: Steps) -> Steps:
+        return Steps(placed(steps, self.positions) * steps.mask[..., None], steps.mask)
+
+
+def placed(steps: Steps, positions_TD: Tensor) -> Tensor:
+    """Steps plus the vectors of their positions, counted back from the last valid step; padding counts as that one."""
+    length_B1 = steps.mask.sum(dim=1, keepdim=True)
+    age_BT = length_B1 - 1 - torch.arange(steps.mask.shape[1], device=length_B1.device)
+    return steps.x + functional.embedding(age_BT.clamp(min=0), positions_TD)
+
+
 class Transformer(nn.Module):
     """Causal blocks of self-attention and a feed-forward layer as wide as a step: Q -> Q (SASRec, section III).
 
@@ -72,10 +90,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, steps: Steps) -> Steps:
-        length_B1 = steps.mask.sum(dim=1, keepdim=True)
-        age_BT = length_B1 - 1 - torch.arange(steps.mask.shape[1], device=length_B1.device)
-        x_BTD = steps.x + functional.embedding(age_BT.clamp(min=0), self.positions)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(placed(steps, self.positions))
         for block in self.blocks:
             x_BTD = block(x_BTD)
         return Steps(self.norm(x_BTD) * steps.mask[..., None], steps.mask)
@@ -92,15 +107,27 @@ class _Block(nn.Module):
         )
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        qkv_BTHA = self.qkv(self.attention_norm(x_BTD)).view(B, T, 3 * self.heads, D // self.heads)
-        query, key, value = qkv_BTHA.transpose(1, 2).chunk(3, dim=1)
-        # With padding on the right the causal mask alone keeps it out of every valid step.
         rate = self.dropout.rate if self.training else 0.0
-        mixed_BHTA = functional.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=rate)
-        x_BTD = x_BTD + self.dropout(self.out(mixed_BHTA.transpose(1, 2).flatten(2)))
+        mixed_BTD = attended(self.qkv(self.attention_norm(x_BTD)), self.heads, dropout=rate)
+        x_BTD = x_BTD + self.dropout(self.out(mixed_BTD))
         fed_BTD: Tensor = self.feed_forward(self.forward_norm(x_BTD))
         return x_BTD + fed_BTD
+
+
+def attended(qkv_BTX: Tensor, heads: int, seen_BT: Tensor | None = None, dropout: float = 0.0) -> Tensor:
+    """Self-attention on queries, keys and values side by side: (B, T, 3 * D) -> (B, T, D).
+
+    Every step sees the steps marked in `seen`, one at least; without it those that are not after it.
+    """
+    B, T, X = qkv_BTX.shape
+    qkv_BTHA = qkv_BTX.view(B, T, 3 * heads, X // (3 * heads))
+    query, key, value = qkv_BTHA.transpose(1, 2).chunk(3, dim=1)
+    mask_B11T = None if seen_BT is None else seen_BT[:, None, None]
+    # With padding on the right the causal mask alone keeps it out of every valid step.
+    mixed_BHTA = functional.scaled_dot_product_attention(
+        query, key, value, mask_B11T, dropout_p=dropout, is_causal=seen_BT is None
+    )
+    return mixed_BHTA.transpose(1, 2).flatten(2)
 
 
 class TargetAttention(nn.Module):

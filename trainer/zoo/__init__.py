@@ -108,15 +108,13 @@ def _check_need(name: str, need: str, schema: DatasetSchema) -> None:
 
 def _roles(schema: DatasetSchema) -> dict[str, str]:
     """Field names for the braces of a template, as far as the dataset has such fields."""
-    categorical = schema.names("categorical")
+    categorical, sequences = schema.names("categorical"), schema.names("sequence")
+    target = schema.field(sequences[0]).of or "" if sequences else ""
     roles: dict[str, str] = {}
     if len(categorical) >= 2:
-        user = schema.group if schema.group in categorical else categorical[0]
+        user = schema.group if schema.group in categorical else next(name for name in categorical if name != target)
         roles = {"user": user, "item": next(name for name in categorical if name != user)}
-    if sequences := schema.names("sequence"):
-        target = schema.field(sequences[0]).of
-        roles |= {"sequence": sequences[0], "target": target or ""}
-    return roles
+    return roles | ({"sequence": sequences[0], "target": target} if sequences else {})
 
 
 def _named(data: Any, roles: Mapping[str, str]) -> Any:
