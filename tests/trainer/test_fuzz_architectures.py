@@ -22,7 +22,7 @@ def some(draw: Draw, options: list[str], most: int) -> list[str]:
     return [draw.choice(options) for _ in range(draw.randint(1, most))]
 
 
-def encoder(draw: Draw, field: str, kind: str, dim: int) -> dict[str, Any]:
+def encoder(draw: Draw, field: str, kind: str, dim: int, rows: float = 0.2) -> dict[str, Any]:
     """Mostly one that fits the field."""
     if field == "history":
         return draw.choice([{"kind": "share", "view": "v0"}, {"kind": "table", "dim": dim}])
@@ -30,7 +30,7 @@ def encoder(draw: Draw, field: str, kind: str, dim: int) -> dict[str, Any]:
         return {"kind": kind, "dim": dim}
     if SCHEMA.field(field).kind == "numeric":
         return {"kind": "raw"} if kind == "raw" else {"kind": "scale", "dim": dim}
-    if draw.random() < 0.2:
+    if draw.random() < rows:
         return rows_encoder(draw, SCHEMA.field(field).cardinality, dim)
     return {"kind": "table", "dim": dim}
 
@@ -194,7 +194,7 @@ def description(draw: Draw) -> dict[str, Any]:
 def behavior_model(draw: Draw) -> dict[str, Any]:
     """A stack of blocks over the history, products of fields and layers, all of which fit."""
     share = {"encoders": {"history": {"kind": "share", "view": "v0"}}}
-    views = {"v0": {"encoders": {field: encoder(draw, field, "", 4) for field in FIELDS[:-1]}}, "s": share}
+    views = {"v0": {"encoders": {field: encoder(draw, field, "", 4, rows=0) for field in FIELDS[:-1]}}, "s": share}
     blocks = [
         {"id": f"s{n}", "op": op, "in": [f"s{n - 1}" if n else "s"], **OPS[op](draw)}
         for n, op in enumerate(draw.choice(["positions", "seq", "seq"]) for _ in range(draw.randint(1, 4)))
