@@ -253,7 +253,7 @@ BACKBONES = [
     for method in METHODS
     if isinstance(settings_of(method), BackboneSettings)
     for backbone in zoo.names()
-    if settings_of(method).opens(zoo.parts(backbone))
+    if settings_of(method).opens(zoo.parts(backbone, "ctr"))
 ]
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from trainer.schema import Task
+
 Interactor = Literal[
     "InnerProduct", "MLP", "FM", "CrossNet", "SelfAttention", "Elementwise", "Concatenate", "RandomSelect"
 ]
@@ -12,6 +14,12 @@ Mapper = Literal["auto", "latent", "sparse"]
 ElementwiseKind = Literal["sum", "average", "multiply", "max", "min"]
 Dropout = float
 NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]
+
+
+TASKS: dict[str, tuple[Task, ...]] = dict.fromkeys(
+    ("autorec", "autofis", "autodim", "autodis", "autogroup", "field_dims", "mde"), ("ctr", "rating")
+)
+"""What the models that each method finds can predict."""
 
 
 class BackboneSettings(BaseModel):
