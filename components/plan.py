@@ -96,7 +96,7 @@ def _selected(spec: DatasetSpec, layout: Layout, label: str | None, time: str | 
     """Names of the fields: the layout's but the label and (unless it is declared) the time, then the histories."""
     known = [name for name in layout.kinds if name != label and (name != time or name in spec.fields)]
     declared = [name for name, settings in spec.fields.items() if settings.kind == "sequence"]
-    known += [name for name in [*_histories(spec, layout), *declared] if name not in known]
+    known = list(dict.fromkeys([*known, *_histories(spec, layout), *declared]))
     for key, wanted in {"fields": spec.fields, "select": spec.select, "drop": spec.drop}.items():
         for name in wanted:
             _require(spec, key, name, known)

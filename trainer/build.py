@@ -36,7 +36,6 @@ from trainer.architecture import (
     Transformer,
     Triples,
     ValueHead,
-    head_refs,
     reached,
 )
 from trainer.data import Batch
@@ -180,7 +179,8 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
             table = _table_name(view_name, name)
             single = name if field.kind == "categorical" else None
             readers = [*([] if single else [name]), *shared.get(table, [])]
-            whole = f"{view_name}.{name}" in head_refs(architecture) and isinstance(architecture.head, ItemsHead)
+            head = architecture.head
+            whole = isinstance(head, ItemsHead) and head.items == f"{view_name}.{name}"
             yield TableSpec(table, view_name, field.cardinality, width, single, tuple(dict.fromkeys(readers)), whole)
 
 

@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.mixed import batch_of, mixed_schema, parameters
-from trainer.architecture import Architecture, ArchitectureError, fields_of
-from trainer.build import build
+from trainer.architecture import Architecture, ArchitectureError, ItemsHead, fields_of
+from trainer.build import Model, build
 from trainer.shapes import count, infer
 
 SCHEMA = mixed_schema()
@@ -145,14 +146,16 @@ def description(draw: Draw) -> dict[str, Any]:
             node |= listing(draw, op, [label for ref in inputs for label in labels(ref, views)])
         nodes.append(node)
         (sequences if op == "transformer" else refs).append(f"n{number}")
-    mode, inputs = draw.choice(["sum", "linear"]), some(draw, refs or list(views), 3)
-    return {
-        "task": draw.choice(["ctr", "rating"]),
-        "fields": fields_of(SCHEMA),
-        "views": views,
-        "nodes": nodes,
-        "head": {"mode": mode, "in": inputs, "bias": draw.random() < 0.8},
-    }
+    task, mode = draw.choice(["ctr", "rating"]), draw.choice(["sum", "linear"])
+    head: dict[str, Any] = {"mode": mode, "in": some(draw, refs or list(views), 3), "bias": draw.random() < 0.8}
+    if draw.random() < 0.3:
+        task, mode = "next_item", draw.choice(["items", "items", "items", "sum"])
+        head |= {"mode": mode} | (
+            {"items": draw.choice(["v0.item", "v0.item", "v0.item", "v0.user"])} if mode == "items" else {}
+        )
+        safe = [ref for ref in refs if ref in (*(node["id"] for node in nodes), "v0.user")]
+        head["in"] = some(draw, safe or refs or list(views), 2)
+    return {"task": task, "fields": fields_of(SCHEMA), "views": views, "nodes": nodes, "head": head}
 
 
 def check(data: dict[str, Any]) -> bool:
@@ -168,7 +171,14 @@ def check(data: dict[str, Any]) -> bool:
     assert parameters(model.lift_parameters()) == counts.lifts
     assert parameters(model.dense_parameters()) == counts.lifts + counts.dense
     output = model(batch_of(SCHEMA, rows=3))
-    assert output.shape == (3,)
+    if isinstance(architecture.head, ItemsHead):
+        target = architecture.head.items.partition(".")[2]
+        assert output.shape == (3, architecture.fields[target].cardinality)
+        assert torch.equal(output[:, 0].isneginf(), torch.ones(3, dtype=torch.bool))
+        assert_blind(model, target)
+        output = output[:, 1:]
+    else:
+        assert output.shape == (3,)
     if output.requires_grad:
         output.sum().backward()
     live = architecture.live()
@@ -176,6 +186,17 @@ def check(data: dict[str, Any]) -> bool:
     assert count(live) == counts
     assert live.hash == architecture.hash == Architecture.from_dict(architecture.to_dict()).hash
     return True
+
+
+def assert_blind(model: Model, target: str) -> None:
+    """What is predicted does not depend on the row's own value of it."""
+    model.eval()
+    batch = batch_of(SCHEMA, rows=3)
+    ids_BC = batch.categorical.clone()
+    column = SCHEMA.names("categorical").index(target)
+    ids_BC[:, column] = (ids_BC[:, column] + 1) % SCHEMA.field(target).cardinality
+    assert torch.equal(model(batch), model(replace(batch, categorical=ids_BC)))
+    model.train()
 
 
 def check_refused(message: str) -> bool:
