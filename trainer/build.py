@@ -360,15 +360,17 @@ class _ItemsHead(nn.Module):
         mapped = items.width != items.dim
         self.map = interactions.dense(items.width, items.dim, bias=False) if mapped else nn.Identity()
         self.bias = nn.Parameter(torch.zeros(items.rows)) if head.bias else None
-        self.unknown_I: Tensor
-        self.register_buffer("unknown_I", torch.arange(items.rows) == 0, persistent=False)
+        self.never_I: Tensor
+        self.register_buffer("never_I", torch.zeros(items.rows), persistent=False)
+        self.never_I[0] = -math.inf
 
     def forward(self, values: Sequence[Value]) -> Tensor:
         *inputs, items_ID = values
         assert isinstance(items_ID, Tensor)
         x_BD: Tensor = self.map(flatten(inputs))
-        logits_BI = functional.linear(x_BD, items_ID.to(x_BD.dtype), self.bias)
-        return logits_BI.masked_fill(self.unknown_I, -math.inf)
+        # Added to the bias, not to the logits: that is a vector, and those are the largest tensor of all.
+        bias_I = self.never_I if self.bias is None else self.bias + self.never_I
+        return functional.linear(x_BD, items_ID.to(x_BD.dtype), bias_I)
 
 
 class _ValueHead(nn.Module):
