@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tests.trainer import small
 from tests.trainer.mixed import batch_of, mixed_schema, table, view
-from trainer import fit, metrics, ranking, zoo
+from trainer import fit, metrics, ranking
 from trainer.architecture import Architecture, ArchitectureError, fields_of
 from trainer.build import Model, build
-from trainer.data import Jagged, Table
 from trainer.modules.tables import leaves
 from trainer.optim import LazyAdam, Optimizers
-from trainer.schema import DatasetSchema, Field
 from trainer.settings import TrainSettings
 from trainer.shapes import count, infer
-from trainer.space import fill_params
 
 SCHEMA = mixed_schema("next_item")
 HISTORY = {"encoders": {"history": {"kind": "share", "view": "e"}}}
@@ -169,82 +167,45 @@ def test_the_table_of_items_counts_as_reached_and_decides_the_hash() -> None:
 
 # ---- training and prediction
 
-ITEMS, STEPS = 31, 4
-
-
-def chain_schema(rows: int) -> DatasetSchema:
-    return DatasetSchema(
-        task="next_item",
-        label="item",
-        target="item",
-        fields=(
-            Field(name="item", kind="categorical", cardinality=ITEMS),
-            Field(name="history", kind="sequence", cardinality=ITEMS, of="item", max_len=STEPS),
-        ),
-        rows={"train": rows, "valid": rows, "test": rows},
-        label_mean=1,
-        label_min=1,
-        label_max=1,
-    )
-
-
-def chain(rows: int, seed: int) -> Table:
-    """The next item is a fixed function of the last one; what came before is noise."""
-    follows = 1 + np.random.default_rng(7).permutation(ITEMS - 1)
-    random = np.random.default_rng(seed)
-    lengths = random.integers(1, STEPS + 1, rows)
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    values = random.integers(1, ITEMS, offsets[-1])
-    target = torch.from_numpy(follows[values[offsets[1:] - 1] - 1])
-    past = Jagged(torch.from_numpy(values.astype(np.int32)), torch.from_numpy(offsets))
-    ids = target.int()[:, None]
-    return Table(chain_schema(rows), ids, torch.empty(rows, 0), target, {"history": past})
-
-
-def zoo_model(name: str) -> Model:
-    filled = fill_params(zoo.template(name, chain_schema(1)), {"transformer.dropout": 0})
-    return build(Architecture.from_dict(filled), label_mean=1, table_init=0.05, seed=1)
-
-
 SETTINGS = TrainSettings(batch_size=128, epochs=12, patience=12, learning_rate=0.02, table_l2=0, precision="fp32")
 
 
 @pytest.mark.parametrize("name", ["gru4rec", "sasrec"])
 def test_a_planted_rule_is_learned(name: str) -> None:
-    model, train, valid = zoo_model(name), chain(2000, 1), chain(300, 2)
+    model, train, valid = small.next_item_model(name), small.chain(2000, seed=1), small.chain(300, seed=2)
     result = fit.fit(model, train, valid, SETTINGS, task="next_item", seed=3)
-    rank_N = fit.predict(model, chain(400, 4))[:, 1]
+    rank_N = fit.predict(model, small.chain(400, seed=4))[:, 1]
     assert (rank_N == 1).mean() > 0.97
     assert result.best_value == min(record.valid["nll"] for record in result.history)
     assert result.history[-1].valid.keys() == metrics.evaluate("next_item", [], np.ones((1, 3))).keys()
 
 
 def test_predictions_do_not_depend_on_batches_which_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = zoo_model("sasrec"), chain(100, 1)
+    model, rows = small.next_item_model("sasrec"), small.chain(100, seed=1)
     whole = fit.predict(model, rows)
     assert whole.shape == (100, 3)
     np.testing.assert_allclose(fit.predict(model, rows, batch_size=7), whole, atol=1e-5)
     sizes: list[int] = []
     model.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
-    monkeypatch.setattr(fit, "CELLS", 10 * ITEMS)
+    monkeypatch.setattr(fit, "CELLS", 10 * small.CHAIN_ITEMS)
     np.testing.assert_allclose(fit.predict(model, rows), whole, atol=1e-5)
-    assert sizes == [10 * ITEMS] * 10
+    assert sizes == [10 * small.CHAIN_ITEMS] * 10
     assert fit.predict(model, rows.select(torch.empty(0, dtype=torch.int64))).shape == (0, 3)
 
 
 def test_recommended_items_are_those_that_rank_first() -> None:
-    model, rows = zoo_model("sasrec"), chain(100, 1)
+    model, rows = small.next_item_model("sasrec"), small.chain(100, seed=1)
     found, rank_N = fit.recommend(model, rows, 10), fit.predict(model, rows)[:, 1]
     assert (found.ids == rows.label[:, None]).any(dim=1).tolist() == (rank_N <= 10).tolist()
     nobody = replace(rows, label=torch.zeros_like(rows.label), categorical=torch.zeros_like(rows.categorical))
     assert torch.equal(fit.recommend(model, nobody, 10).ids, found.ids)
     everything = fit.recommend(model, rows, 1000)
-    assert everything.ids.shape == (100, ITEMS - 1)
+    assert everything.ids.shape == (100, small.CHAIN_ITEMS - 1)
     torch.testing.assert_close(everything.probabilities.sum(dim=1), torch.ones(100, dtype=torch.float64))
 
 
 def test_a_share_of_the_rows_has_the_negatives_of_its_place() -> None:
-    model, rows = zoo_model("sasrec"), chain(100, 1)
+    model, rows = small.next_item_model("sasrec"), small.chain(100, seed=1)
     second = rows.share(1, 2)
     part = fit.predict(model, second)
     np.testing.assert_allclose(part, fit.predict(model, rows)[second.first :], atol=1e-5)

@@ -31,7 +31,7 @@ def run(folder: Path, model: str, world: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["small", "deepfm"])
+@pytest.mark.parametrize("model", ["small", "deepfm", "sasrec"])
 def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -> None:
     [alone] = run(tmp_path / "one", model, 1)
     first, second = run(tmp_path / "two", model, 2)
