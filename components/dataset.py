@@ -287,3 +287,5 @@ class DatasetSpec(_Settings):
                 "task next_item cannot be split by: random, which puts the items to predict into histories of training"
                 " rows: use leave_last_out or time"
             )
+        if self.split.by == "files" and self.split.valid is None:
+            raise ValueError("task next_item draws no validation rows at random: by: files needs 'valid' as well")

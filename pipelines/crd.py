@@ -74,6 +74,11 @@ DATASET: Rules = (
         " use leave_last_out or time",
     ),
     (
+        "self.task != 'next_item' || !has(self.split) || !has(self.split.by) || self.split.by != 'files'"
+        " || has(self.split.valid)",
+        "task next_item draws no validation rows at random: by: files needs 'valid' as well",
+    ),
+    (
         "self.format != 'planted' || !has(self.split) || !has(self.split.by) || self.split.by == 'random'",
         "planted rows have no time, group or files: use split.by: random",
     ),

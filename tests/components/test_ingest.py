@@ -470,6 +470,7 @@ def test_a_full_disk_is_one_line(run: Run, name: str, monkeypatch: pytest.Monkey
         {"format": "sequence", "source": "a", "task": "next_item", "label": {"threshold": 4}},
         {"format": "sequence", "source": "a", "task": "next_item", "split": {"by": "random"}},
         {"format": "movielens", "source": "a", "task": "next_item", "label": {"column": "rating"}},
+        {"format": "movielens", "source": "a", "task": "next_item", "split": {"by": "files", "test": "b"}},
         {"format": "csv", "source": "a", "task": "next_item", "group": "user"},
         {"format": "planted", "planted": {"fields": {"a": {}}}, "task": "next_item"},
         {"format": "csv", "source": "a", "split": {"by": "files"}},
