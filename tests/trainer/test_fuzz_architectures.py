@@ -125,6 +125,10 @@ def description(draw: Draw) -> dict[str, Any]:
     aware = [name for name, spec in views.items() if any(e["kind"] == "pairs_table" for e in spec["encoders"].values())]
     refs = [name for name in views if name not in sequences + aware]
     refs += [f"{name}.{field}" for name in refs for field in views[name]["encoders"]]
+    next_item = draw.random() < 0.3
+    if next_item and draw.random() < 0.9:  # mostly what does not hold the answer
+        refs, aware = [ref for ref in refs if "item" not in labels(ref, views)], []
+    views_left = [ref for ref in refs if ref in views]
     nodes: list[dict[str, Any]] = []
     for number in range(draw.randint(0, 5)):
         op = draw.choice(list(OPS))
@@ -138,7 +142,7 @@ def description(draw: Draw) -> dict[str, Any]:
             inputs = [draw.choice(aware)]
         elif op in LISTING and draw.random() < 0.7:
             # Fields met twice cannot be listed by name.
-            inputs = [draw.choice([name for name in views if name not in sequences + aware] or refs or list(views))]
+            inputs = [draw.choice(views_left or refs or list(views))]
         elif op in (*SEQUENCE_OPS, "target_attention", "ffm") and draw.random() < 0.9:
             op = "mlp"
         node = {"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)}
@@ -148,13 +152,10 @@ def description(draw: Draw) -> dict[str, Any]:
         (sequences if op == "transformer" else refs).append(f"n{number}")
     task, mode = draw.choice(["ctr", "rating"]), draw.choice(["sum", "linear"])
     head: dict[str, Any] = {"mode": mode, "in": some(draw, refs or list(views), 3), "bias": draw.random() < 0.8}
-    if draw.random() < 0.3:
-        task, mode = "next_item", draw.choice(["items", "items", "items", "sum"])
-        head |= {"mode": mode} | (
-            {"items": draw.choice(["v0.item", "v0.item", "v0.item", "v0.user"])} if mode == "items" else {}
-        )
-        safe = [ref for ref in refs if ref in (*(node["id"] for node in nodes), "v0.user")]
-        head["in"] = some(draw, safe or refs or list(views), 2)
+    if next_item:
+        task = "next_item"
+        if draw.random() < 0.9:
+            head |= {"mode": "items", "items": "v0.item"}
     return {"task": task, "fields": fields_of(SCHEMA), "views": views, "nodes": nodes, "head": head}
 
 
