@@ -146,7 +146,7 @@ def predict(model: nn.Module, table: Table, batch_size: int = 16_384) -> Vector:
     if schema.task == "next_item":
         parts = [ranked(logits_BI, batch.label, row).cpu() for row, batch, logits_BI in outputs]
         return cast(Vector, _of_all(table, parts, (3,)).numpy())
-    output_N = _of_all(table, [output_B.cpu() for _, _, output_B in outputs])
+    output_N = _of_all(table, [output_B.double().cpu() for _, _, output_B in outputs])
     if schema.task == "ctr":
         return cast(Vector, output_N.sigmoid().numpy())
     return cast(Vector, output_N.clamp(schema.label_min, schema.label_max).numpy())
@@ -174,7 +174,7 @@ def _outputs(model: nn.Module, table: Table, batch_size: int = 16_384) -> Iterat
     rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
     for place in range(0, len(rows_N), batch_size):
         batch = table.take(rows_N[place : place + batch_size]).to(device)
-        yield first + place, batch, model(batch).double()
+        yield first + place, batch, model(batch)
     if was_training:
         model.train()
 
