@@ -15,6 +15,8 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     """The good rows: categorical String ("" is missing), numeric Float64, sequence List(String), LABEL, and TIME,
     GROUP, TRUTH where the plan has them."""
     frame = _label(frame, spec, plan, rejects)
+    if spec.task == "next_item" and plan.label is not None:
+        frame = frame.filter(pl.col(LABEL) == 1)
     frame = _all_numbers(frame, [field.column for field in plan.read if field.kind == "numeric"], rejects)
     if plan.time is not None and _uses_time(spec, plan):
         frame = _time(frame, plan.time, rejects)
@@ -27,6 +29,8 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     rows = pl.DataFrame([*columns, *extra, *(frame[name] for name in (LINE, TEXT) if name in frame.columns)])
     if plan.group is not None and _uses_group(spec, plan):
         rows = rejects.drop(rows, rows[GROUP] == "", f"no {plan.group}")
+    if plan.target is not None:
+        rows = rejects.drop(rows, rows[plan.target.column] == "", f"no {plan.target.column}")
     return rows.drop(LINE, TEXT, strict=False)
 
 
@@ -50,6 +54,8 @@ def _column(frame: pl.DataFrame, field: PlannedField) -> pl.Series:
 
 
 def _label(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects) -> pl.DataFrame:
+    if plan.label is None:
+        return frame.with_columns(pl.lit(1.0).alias(LABEL))
     frame = _numbers(frame.with_columns(_truth_values(frame[plan.label])), plan.label, LABEL, rejects)
     frame = rejects.drop(frame, frame[LABEL].is_null(), "no label")
     if spec.task == "rating":

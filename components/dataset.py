@@ -4,13 +4,17 @@ Light on purpose (pydantic only): validating a file must not load a data library
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from trainer.schema import FieldKind, Task, Transform
 
 FormatName = Literal["movielens", "netflix", "criteo", "avazu", "libfm", "sequence", "csv", "parquet", "planted"]
+HISTORY, ITEM = "history", "item"
+"""The sequence field that a dataset of next items gets if it declares none, and the field whose values it holds."""
+WITH_ITEMS: tuple[FormatName, ...] = ("movielens", "netflix", "sequence")
+"""Formats whose rows say which `ITEM` a user chose."""
 
 
 SECRET_URL = r"://[^/?#]*@"
@@ -42,7 +46,8 @@ class LabelSpec(_Settings):
         default=None, description="column of the label; known for every format but csv and parquet"
     )
     threshold: float | None = Field(
-        default=None, description="ctr: the label is 1 where the column is at least this value"
+        default=None,
+        description="ctr: the label is 1 where the column is at least this value; next_item: only such rows are events",
     )
 
 
@@ -79,10 +84,11 @@ class FieldSpec(_Settings):
 class SplitSpec(_Settings):
     """How rows are divided into train, valid and test."""
 
-    by: Literal["random", "time", "leave_last_out", "files"] = Field(
-        default="random",
+    by: Literal["random", "time", "leave_last_out", "files"] | None = Field(
+        default=None,
         description="random; time: oldest rows train, newest test; leave_last_out: of each group (user) the last row"
-        " is test and the one before it valid; files: the source is train, `test` and `valid` are given",
+        " is test and the one before it valid; files: the source is train, `test` and `valid` are given; random if not"
+        " set, leave_last_out for task next_item",
     )
     ratios: list[float] = Field(default=[8, 1, 1], min_length=3, max_length=3, description="train, valid, test")
     stratify: bool = Field(default=True, description="random: the same share of every label value in every split")
@@ -191,7 +197,10 @@ class DatasetSpec(_Settings):
         default=None, description="URL of the rows (file, s3, gs, http, ...); netflix: a folder or a pattern"
     )
     format: FormatName = Field(description="the layout of the files, gzip or not; planted: generated rows")
-    task: Task = Field(default="ctr", description="ctr: log loss on a 0/1 label; rating: squared error")
+    task: Task = Field(
+        default="ctr",
+        description="ctr: log loss on a 0/1 label; rating: squared error; next_item: which item follows a history",
+    )
     label: LabelSpec = Field(default=LabelSpec(), description="what is predicted")
     fields: dict[str, FieldSpec] = Field(
         default={}, max_length=1000, description="settings by field; a sequence may be added here"
@@ -212,6 +221,19 @@ class DatasetSpec(_Settings):
     )
     planted: PlantedSpec | None = Field(default=None, description="format planted: what to generate")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _split_follows_task(cls, data: Any) -> Any:
+        """Give `split.by` the task's own default, so that a rendered file shows it."""
+        if not isinstance(data, dict):
+            return data
+        split, by = data.get("split", {}), "leave_last_out" if data.get("task") == "next_item" else "random"
+        if isinstance(split, SplitSpec):
+            return {**data, "split": split if split.by else split.model_copy(update={"by": by})}
+        if not isinstance(split, dict) or split.get("by") is not None:
+            return data
+        return {**data, "split": {**split, "by": by}}
+
     @model_validator(mode="after")
     def _fits_its_format(self) -> "DatasetSpec":
         if self.format == "planted":
@@ -221,6 +243,8 @@ class DatasetSpec(_Settings):
         elif self.source is None:
             raise ValueError("'source' is missing: the URL of the rows")
         self._check_format_keys()
+        if self.task == "next_item":
+            self._check_next_item()
         if self.task == "rating" and self.label.threshold is not None:
             raise ValueError("'label.threshold' makes clicks out of ratings: use it with task: ctr")
         if self.select and self.drop:
@@ -240,5 +264,28 @@ class DatasetSpec(_Settings):
             raise ValueError("'negatives' is for format: sequence")
         if (self.delimiter or self.columns) and self.format != "csv":
             raise ValueError("'delimiter' and 'columns' are for format: csv")
-        if self.format == "sequence" and (self.task != "ctr" or self.label != LabelSpec()):
-            raise ValueError("a sequence file has no labels: use task: ctr without 'label'")
+        if self.format == "sequence" and (self.task == "rating" or self.label != LabelSpec()):
+            raise ValueError("a sequence file has no labels: use task: next_item, or ctr, without 'label'")
+
+    def _check_next_item(self) -> None:
+        if self.format == "planted":
+            raise ValueError("planted rows have no sequences: use task: ctr or rating")
+        if self.format not in WITH_ITEMS and not any(field.of for field in self.fields.values()):
+            raise ValueError(
+                "task next_item predicts the field that a sequence is 'of': declare one in 'fields', such as"
+                " history: {kind: sequence, of: item}"
+            )
+        if self.label.column is not None and self.label.threshold is None:
+            raise ValueError(
+                "task next_item has no label: leave 'label.column' out, or add 'label.threshold', from which on a row"
+                " is an event"
+            )
+        if self.negatives is not None:
+            raise ValueError("task next_item meets all items, so it draws no 'negatives': leave them out")
+        if self.split.by == "random":
+            raise ValueError(
+                "task next_item cannot be split by: random, which puts the items to predict into histories of training"
+                " rows: use leave_last_out or time"
+            )
+        if self.split.by == "files" and self.split.valid is None:
+            raise ValueError("task next_item draws no validation rows at random: by: files needs 'valid' as well")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 
-from trainer.architecture import Architecture, FieldSpec, Node, RowsEncoder
+from trainer.architecture import Architecture, FieldSpec, ItemsHead, Node, RowsEncoder, head_refs
 from trainer.shapes import F, P, Q, Shape, V, count, infer
 
 NARROWEST, WIDEST = 96, 230
@@ -71,8 +71,9 @@ def describe(architecture: Architecture) -> str:
     for node in live.nodes:
         inputs = " and ".join(node.inputs)
         sentences.append(f"Node {node.id} is {_title(node)} of {inputs} and gives {_shape_words(shapes[node.id])}.")
-    how = "adds" if live.head.mode == "sum" else "maps linearly"
-    sentences.append(f"The head {how} {' and '.join(live.head.inputs)} to one number per row.")
+    how = {"sum": "adds", "linear": "maps linearly", "items": "compares"}[live.head.mode]
+    what = f"with every row of {live.head.items}" if isinstance(live.head, ItemsHead) else "to one number per row"
+    sentences.append(f"The head {how} {' and '.join(live.head.inputs)} {what}.")
     return " ".join(sentences)
 
 
@@ -91,10 +92,10 @@ def _boxes(architecture: Architecture) -> list[Box]:
         by_ref[node.id] = Box("node", lines, sources=_sources(architecture, node.inputs, by_ref))
         by_ref[node.id].layer = 1 + max(source.layer for source, _ in by_ref[node.id].sources)
     total = count(architecture)
-    how = "sum of logits" if architecture.head.mode == "sum" else "linear"
-    unit = "click probability" if architecture.task == "ctr" else "rating"
+    how = {"sum": "sum of logits", "linear": "linear", "items": "every item"}[architecture.head.mode]
+    unit = {"ctr": "click probability", "rating": "rating", "next_item": "probability per item"}[architecture.task]
     lines = (f"head · {how}", f"→ {unit}", f"{total.total:,} parameters")
-    head = Box("head", lines, sources=_sources(architecture, architecture.head.inputs, by_ref))
+    head = Box("head", lines, sources=_sources(architecture, head_refs(architecture), by_ref))
     boxes = [*_unique(fields.values()), *by_ref.values()]
     head.layer = 1 + max(box.layer for box in boxes)
     return [*boxes, head]

@@ -115,11 +115,13 @@ class Encoder:
 
 def read_vocabularies(folder: Path, fields: tuple[Field, ...]) -> dict[str, Vocabulary]:
     """Field -> its vocabulary, for the categorical fields that have one."""
-    return {
-        field.name: Vocabulary(pl.read_parquet(folder / "vocabulary" / f"{field.name}.parquet")["token"])
-        for field in fields
-        if field.kind == "categorical" and field.hash_buckets is None
-    }
+    with_one = (field.name for field in fields if field.kind == "categorical" and field.hash_buckets is None)
+    return {name: read_vocabulary(folder, name) for name in with_one}
+
+
+def read_vocabulary(folder: Path, name: str) -> Vocabulary:
+    """Of one field that has one."""
+    return Vocabulary(pl.read_parquet(folder / "vocabulary" / f"{name}.parquet")["token"])
 
 
 def as_tokens(raw: pl.Series) -> pl.Series:

@@ -1,7 +1,7 @@
 """The evaluate step: the test split is read once, every model is compared on it, and the champion is shipped.
 
-Output: report.json and report.html (`docs/report.md`), predictions.parquet (row, label, prediction of the shipped model
-on the test split) and model/ (an MLflow model folder, see `components.serve`).
+Output: report.json and report.html (`docs/report.md`), predictions.parquet (row, label, and what the shipped model
+answers on the test split) and model/ (an MLflow model folder, see `components.serve`).
 """
 
 import json
@@ -23,19 +23,19 @@ from scipy import stats
 from components import report, serve
 from components.bins import learned_bins
 from components.events import Emit
-from components.serve import score
+from components.serve import Answers, answer, item_names, score
 from components.settings import EvaluateSpec
 from components.tracking import Tracker
 from trainer import data, metrics
 from trainer.architecture import Architecture
 from trainer.build import Model
 from trainer.data import Table
+from trainer.metrics import HIGHER_IS_BETTER
 from trainer.schema import DatasetSchema
 from trainer.shapes import count
 
 Vector = npt.NDArray[np.float64]
 
-HIGHER_IS_BETTER = ("auc", "gauc")
 LATENCY_CALLS = 50
 THROUGHPUT_ROWS = 10_000
 
@@ -70,11 +70,11 @@ def evaluate(
     for model in sorted(models, key=lambda model: model is not champion):
         entries.append(comparison.entry(model))
         emit("progress", done=len(entries), total=len(models), unit="models")
-    shipped = comparison.shipped(champion)
+    shipped = comparison.shipped(champion, inputs["ingest"])
     facts = _facts(pipeline, settings, inputs, schema, metric, _ranked(entries, metric), champion["name"])
     facts["shipped"] = {"seed": shipped.seed, "registered_as": spec.register_as, "alias": "champion"}
     _write(facts, output)
-    comparison.predictions(shipped).write_parquet(output / "predictions.parquet")
+    shipped.predictions.write_parquet(output / "predictions.parquet")
     shutil.rmtree(output / "model", ignore_errors=True)  # what a killed evaluation may have left half-written
     serve.save(output / "model", comparison.architecture(champion), shipped.weights, inputs["ingest"])
     _track(tracker, facts, output, spec.register_as)
@@ -89,7 +89,8 @@ class _Shipped:
 
     seed: int
     weights: Path
-    prediction: Vector
+    predictions: pl.DataFrame
+    """On the test split: `row`, the position there, `label`, and what the model is served with."""
 
 
 class _Comparison:
@@ -137,15 +138,11 @@ class _Comparison:
             "against_champion": _paired_t_test(losses, self.champion_losses),
         }
 
-    def shipped(self, champion: dict[str, Any]) -> _Shipped:
+    def shipped(self, champion: dict[str, Any], dataset: Path) -> _Shipped:
         best = min(champion["seeds"], key=lambda seed: self.sign * seed["valid"][self.metric])
-        prediction = score(self._load(champion, best), self.test)
-        return _Shipped(best["seed"], self.trained / best["weights"], prediction)
-
-    def predictions(self, shipped: _Shipped) -> pl.DataFrame:
-        """The shipped model on the test split, `row` being the position there."""
-        rows = np.arange(self.test.rows)
-        return pl.DataFrame({"row": rows, "label": self.test.label.numpy(), "prediction": shipped.prediction})
+        answers = Answers(self._load(champion, best), item_names(dataset, self.schema))
+        facts = {"row": np.arange(self.test.rows), "label": answers.labels(self.test), **answers(self.test)}
+        return _Shipped(best["seed"], self.trained / best["weights"], pl.DataFrame(facts))
 
     def _load(self, model: dict[str, Any], seed: dict[str, Any]) -> Model:
         return serve.load_model(self.architecture(model), self.schema, self.trained / seed["weights"])
@@ -155,14 +152,9 @@ class _Comparison:
         losses, measured = np.zeros(self.test.rows), []
         for seed in model["seeds"]:
             prediction = score(self._load(model, seed), self.test)
-            losses += self._losses(prediction) / len(model["seeds"])
+            losses += metrics.losses(self.schema.task, self.label, prediction) / len(model["seeds"])
             measured.append(self._metrics(prediction))
         return losses, measured
-
-    def _losses(self, prediction: Vector) -> Vector:
-        if self.schema.task == "ctr":
-            return metrics.log_losses(self.label, prediction)
-        return np.square(self.label - prediction)
 
     def _metrics(self, prediction: Vector) -> dict[str, float]:
         measured = metrics.evaluate(self.schema.task, self.label, prediction)
@@ -177,7 +169,7 @@ class _Comparison:
         single = [self.test.select(rows[i : i + 1]) for i in range(LATENCY_CALLS)]
         batch = self.test.select(rows)
         for table in (*single[:5], batch):
-            score(model, table)
+            answer(model, table)
         times = [_seconds(model, table) for table in single]
         return {
             "row_milliseconds": 1000 * float(np.median(times)),
@@ -187,7 +179,7 @@ class _Comparison:
 
 def _seconds(model: Model, table: Table) -> float:
     started = time.perf_counter()
-    score(model, table)
+    answer(model, table)
     return time.perf_counter() - started
 
 
@@ -257,6 +249,7 @@ def _facts(
                 "min": schema.label_min,
                 "max": schema.label_max,
             },
+            "target": schema.target,
             "group": schema.group,
             "fields": [field.model_dump(exclude={"statistics"}) for field in schema.fields],
             "statistics": _read(inputs["ingest"] / "statistics.json"),

@@ -12,6 +12,7 @@ from components.formats.columns import as_numbers, guess_kind
 from components.formats.text import first_lines
 from components.rejects import LINE, TEXT
 from components.source import list_files, read_blocks
+from trainer.schema import Task
 
 _FORMATS: dict[FormatName, str] = {
     "movielens": r"^[^:]+::[^:]+::[\d.]+::\d+$",
@@ -22,6 +23,7 @@ _FORMATS: dict[FormatName, str] = {
     "sequence": r"^\d+( \d+)+\s*$",
 }
 """What the first line of a format looks like; csv is anything else."""
+_TASKS: dict[FormatName, Task] = {"movielens": "rating", "netflix": "rating", "sequence": "next_item"}
 
 _UNKNOWN = "?"
 _LABELS = ["label", "click", "clicked", "is_click", "target", "y", "rating", "stars", "score", "conversion", "purchase"]
@@ -44,7 +46,7 @@ def infer(url: str) -> str:
         if proposal["label"]["column"] == _UNKNOWN:
             note += "\n# No column is named like a label: write the one to predict at label.column, and its task."
     else:
-        proposal |= {"task": "rating" if name in ("movielens", "netflix") else "ctr"}
+        proposal |= {"task": _TASKS.get(name, "ctr")}
         note = "# Fields are known for this format; `dalil render` shows every default."
     DatasetSpec.model_validate(proposal)
     return f"{note}\ndataset:\n" + "".join(f"  {key}:{_yaml(value)}\n" for key, value in proposal.items())

@@ -19,7 +19,7 @@ from components.dataset import DatasetSpec
 from components.encode import Encoder, Vocabulary
 from components.formats import FORMATS, Layout
 from components.histories import Grouping, grouped
-from components.learn import Learned, Progress, learn
+from components.learn import Learned, Progress, check_splits, learn
 from components.plan import Plan, plan
 from components.rejects import HeldRejects, Rejects
 from components.shards import write_shards
@@ -62,11 +62,17 @@ def _ingest(spec: DatasetSpec, output: Path, work: Path, progress: Progress) -> 
     learned = learn(stage, planned, _assign(spec, stage), spec.split.seed, progress)
     encoder = Encoder.of(learned.fields, _write_vocabularies(learned, output), stage.texts)
     keep = [LABEL, TRUTH] if planned.truth else [LABEL]
-    test = write_shards(stage, encoder, _assign(spec, stage), output, keep, progress)
+    target = planned.target.name if planned.target else None
+    _check_target(learned, target)
+    written = write_shards(stage, encoder, _assign(spec, stage), output, keep, target, progress)
     statistics = learned.statistics() | {"rejected": dict(rejects.reasons)}
+    rows = {split: count - written.unknown[split] for split, count in learned.labels.rows.items()}
     if planned.truth:
-        statistics["planted"] = _truth(spec, test)
-    schema = learned.schema(spec, planned, rejects.count)
+        statistics["planted"] = _truth(spec, written.test)
+    if target is not None:
+        statistics |= {"rows": rows, "unknown_target": written.unknown}
+        check_splits(rows)
+    schema = learned.schema(spec, planned, rows, rejects.count)
     (output / "statistics.json").write_text(json.dumps(statistics, indent=1) + "\n")
     (output / "schema.json").write_text(schema.model_dump_json(indent=1) + "\n")
     return schema
@@ -133,7 +139,7 @@ def _grouped(spec: DatasetSpec, planned: Plan, stage: Stage, work: Path, progres
         histories=planned.histories,
         clicks=spec.task == "ctr",
         last_out=spec.split.by == "leave_last_out",
-        negatives=(spec.negatives or 1) if spec.format == "sequence" else 0,
+        negatives=(spec.negatives or 1) if spec.format == "sequence" and spec.task == "ctr" else 0,
         seed=spec.split.seed,
     )
     if not (grouping.histories or grouping.last_out or grouping.negatives):
@@ -147,9 +153,18 @@ def _grouped(spec: DatasetSpec, planned: Plan, stage: Stage, work: Path, progres
     return result
 
 
+def _check_target(learned: Learned, target: str | None) -> None:
+    known = 2 if target is None else learned.vocabularies[target].height
+    if known < 2:
+        raise UserError(
+            f"dataset: training rows have {known} known values of {target!r}, so there is nothing to predict; check the"
+            " sequence's 'of' and min_count"
+        )
+
+
 def _check_labels(spec: DatasetSpec, planned: Plan, stage: Stage) -> None:
     values = stage.labels.by_value
-    if values is not None and len(values) == 1:
+    if spec.task != "next_item" and values is not None and len(values) == 1:
         raise UserError(
             f"{spec.source or spec.format}: the label {planned.label!r} is {next(iter(values)):g} in every row, so"
             " there is nothing to learn; check dataset.label"

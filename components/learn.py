@@ -55,14 +55,16 @@ class Learned:
     figures: dict[str, dict[str, Any]]
     labels: Labels
 
-    def schema(self, spec: DatasetSpec, planned: Plan, rejected: int) -> DatasetSchema:
+    def schema(self, spec: DatasetSpec, planned: Plan, rows: dict[Split, int], rejected: int) -> DatasetSchema:
         categorical = [found.name for found in self.fields if found.kind == "categorical"]
+        target = planned.target
         return DatasetSchema(
             task=spec.task,
-            label=planned.label,
+            label=target.column if target else planned.label or "",
+            target=target.name if target else None,
             fields=self.fields,
             group=planned.group if planned.group in categorical else None,
-            rows=self.labels.rows,
+            rows=rows,
             rejected=rejected,
             label_mean=self.labels.mean("train"),
             label_min=self.labels.min,
@@ -93,7 +95,7 @@ def learn(stage: Stage, planned: Plan, assign: Assign, seed: int, progress: Prog
             counters[planned_field.name].add(train[planned_field.column])
         done += frame.height
         progress(done, stage.rows, "learning from training rows")
-    _check_splits(labels)
+    check_splits(labels.rows)
     found: dict[str, Field] = {}
     for planned_field in sorted(planned.fields, key=lambda one: one.kind == "sequence"):
         found[planned_field.name] = counters[planned_field.name].field(found)
@@ -109,8 +111,9 @@ def learn(stage: Stage, planned: Plan, assign: Assign, seed: int, progress: Prog
     )
 
 
-def _check_splits(labels: Labels) -> None:
+def check_splits(rows: dict[Split, int]) -> None:
+    """Raises UserError if a split has no row."""
     for split in SPLITS:
-        if labels.rows[split] == 0:
-            rows = sum(labels.rows.values())
-            raise UserError(f"dataset.split: none of {rows} rows falls into {split}; give more rows or other ratios")
+        if rows[split] == 0:
+            total = sum(rows.values())
+            raise UserError(f"dataset.split: none of {total} rows falls into {split}; give more rows or other ratios")

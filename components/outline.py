@@ -104,7 +104,8 @@ def _schema(spec: DatasetSpec, planned: Plan, sizes: Mapping[str, int]) -> Datas
     categorical = [field.name for field in fields if field.kind == "categorical"]
     return DatasetSchema(
         task=spec.task,
-        label=planned.label,
+        label=planned.label or "",
+        target=planned.target.name if planned.target else None,
         fields=fields,
         group=planned.group if planned.group in categorical else None,
         rows={"train": 0, "valid": 0, "test": 0},

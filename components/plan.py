@@ -3,7 +3,7 @@
 import difflib
 from dataclasses import dataclass, field
 
-from components.dataset import DatasetSpec, FieldSpec
+from components.dataset import HISTORY, ITEM, WITH_ITEMS, DatasetSpec, FieldSpec
 from components.formats import Layout
 from trainer.errors import UserError
 from trainer.schema import FieldKind, TimePart, Transform
@@ -32,10 +32,13 @@ class Plan:
     """Fields in order, and the columns that are no fields."""
 
     fields: tuple[PlannedField, ...]
-    label: str
+    label: str | None
+    """None: every row is an event."""
     time: str | None
     group: str | None
     truth: str | None
+    target: PlannedField | None
+    """next_item: what is predicted, the field that the first sequence is of."""
     histories: tuple[PlannedField, ...] = field(default=())
 
     @property
@@ -58,6 +61,8 @@ def plan(spec: DatasetSpec, layout: Layout) -> Plan:
     """
     time, group = spec.time or layout.time, spec.group or layout.group
     label = spec.label.column or layout.label
+    if spec.task == "next_item" and spec.label.threshold is None:
+        label = None
     stored = [name for name in layout.kinds if name not in layout.parts]
     columns = [*stored, *layout.others, *filter(None, (layout.label, layout.time))]
     for key, name in {"label.column": label, "time": time, "group": group}.items():
@@ -65,16 +70,33 @@ def plan(spec: DatasetSpec, layout: Layout) -> Plan:
             _require(spec, key, name, columns)
     names = _selected(spec, layout, label, time)
     fields = tuple(_field(spec, layout, name) for name in names)
-    made = Plan(fields, label, time, group, layout.truth, tuple(f for f in fields if f.history))
+    made = Plan(fields, label, time, group, layout.truth, _target(spec, fields), tuple(f for f in fields if f.history))
     _check(spec, made)
     return made
 
 
-def _selected(spec: DatasetSpec, layout: Layout, label: str, time: str | None) -> list[str]:
+def _target(spec: DatasetSpec, fields: tuple[PlannedField, ...]) -> PlannedField | None:
+    if spec.task != "next_item":
+        return None
+    of = next((field.of for field in fields if field.kind == "sequence"), None)
+    if of is None:
+        raise UserError("dataset: task next_item needs a sequence field, and 'select' or 'drop' leaves none")
+    return next((field for field in fields if field.name == of), None)  # `_check` refuses what is no field
+
+
+def _histories(spec: DatasetSpec, layout: Layout) -> dict[str, str]:
+    """Sequence fields that are made though nobody declares them: name -> the field whose values they hold."""
+    declared = any(settings.of for settings in spec.fields.values())
+    if spec.task == "next_item" and spec.format in WITH_ITEMS and not declared:
+        return {HISTORY: ITEM}
+    return layout.histories
+
+
+def _selected(spec: DatasetSpec, layout: Layout, label: str | None, time: str | None) -> list[str]:
     """Names of the fields: the layout's but the label and (unless it is declared) the time, then the histories."""
     known = [name for name in layout.kinds if name != label and (name != time or name in spec.fields)]
     declared = [name for name, settings in spec.fields.items() if settings.kind == "sequence"]
-    known += [name for name in [*layout.histories, *declared] if name not in known]
+    known = list(dict.fromkeys([*known, *_histories(spec, layout), *declared]))
     for key, wanted in {"fields": spec.fields, "select": spec.select, "drop": spec.drop}.items():
         for name in wanted:
             _require(spec, key, name, known)
@@ -96,7 +118,7 @@ def _field(spec: DatasetSpec, layout: Layout, name: str) -> PlannedField:
         part=part,
         transform=settings.transform or layout.transform,
         min_count=settings.min_count or spec.min_count,
-        of=settings.of or layout.histories.get(name),
+        of=settings.of or _histories(spec, layout).get(name),
         history=kind == "sequence" and name not in layout.kinds,
     )
 
@@ -114,6 +136,11 @@ def _check(spec: DatasetSpec, made: Plan) -> None:
             )
         if planned.history and made.group is None:
             raise UserError(f"dataset.fields.{planned.name}: a history needs dataset.group, the column of the user")
+    if made.target is not None and (made.target.settings.hash_buckets or made.target.part):
+        raise UserError(
+            f"dataset.fields.{made.target.name}: what is predicted needs a name for every id: no hash_buckets, and no"
+            " part of a time"
+        )
     if spec.split.by == "time" and made.time is None:
         raise UserError("dataset.split.by: time needs dataset.time, the column that orders the rows")
     if spec.split.by == "leave_last_out" and made.group is None:

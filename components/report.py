@@ -11,12 +11,26 @@ import yaml
 
 from components import drawing, plots
 from trainer.architecture import Architecture
+from trainer.metrics import HIGHER_IS_BETTER, MAIN, NEGATIVES
 from trainer.shapes import Counts, count
 
 Facts = Mapping[str, Any]
 
-NAMES = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "mse": "MSE", "rmse": "RMSE"}
-HIGHER_IS_BETTER = ("auc", "gauc")
+NAMES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "log loss",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "nll": "negative log-likelihood",
+    "ndcg_at_10": "NDCG@10",
+    "hr_at_10": "HR@10",
+    "mrr": "MRR",
+    "sampled_ndcg_at_10": "sampled NDCG@10",
+    "sampled_hr_at_10": "sampled HR@10",
+    "sampled_mrr": "sampled MRR",
+}
+TASKS = {"ctr": "click prediction", "rating": "rating prediction", "next_item": "next-item prediction"}
 
 
 def page(facts: Facts) -> str:
@@ -47,7 +61,7 @@ def page(facts: Facts) -> str:
 
 
 def _header(facts: Facts) -> str:
-    task = "click prediction" if facts["task"] == "ctr" else "rating prediction"
+    task = TASKS[facts["task"]]
     rows = facts["data"]["rows"]
     when = str(facts["created"]).replace("T", " ").replace("+00:00", " UTC")
     words = f"{task} on {sum(rows.values()):,} rows · evaluated on {rows['test']:,} test rows, {escape(when)}"
@@ -117,9 +131,18 @@ def _leaderboard(facts: Facts) -> str:
         "<section><h2>Leaderboard</h2>"
         f"<p>Sorted by test {NAMES[facts['metric']]}, best first; click a heading to sort by it. The champion is the "
         "model with the best mean on the validation split, so that the test split has no say in its choice. "
-        "“Pareto” marks models that no other one beats with as few parameters.</p>"
+        f"“Pareto” marks models that no other one beats with as few parameters.{_ranking(facts)}</p>"
         f'<div class="scroll"><table class="sortable"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
         "</div></section>"
+    )
+
+
+def _ranking(facts: Facts) -> str:
+    if facts["task"] != "next_item":
+        return ""
+    return (
+        f" Every item is ranked for each row; “sampled” figures rank the right one among {NEGATIVES} drawn items only, "
+        "so they are greater, and comparable to nothing but their like."
     )
 
 
@@ -163,7 +186,7 @@ def _p_value(against: Mapping[str, float] | None) -> str:
 
 
 def _history(facts: Facts) -> str:
-    measure = "log loss" if facts["task"] == "ctr" else "MSE"
+    measure = NAMES[MAIN[facts["task"]]]
     trials = [
         plots.Trial(trial["study"], trial["number"], trial["value"], _trial_hint(trial)) for trial in facts["trials"]
     ]
@@ -416,18 +439,26 @@ def _parameters(parameters: Mapping[str, int]) -> str:
 
 
 def _data(facts: Facts) -> str:
-    data, label = facts["data"], facts["data"]["label"]
+    data = facts["data"]
     rows = ", ".join(f"{count:,} {split}" for split, count in data["rows"].items())
     statistics = data["statistics"].get("fields", {})
     lines = "".join(_field(field, statistics.get(field["name"], {})) for field in data["fields"])
     return (
-        f"<section><h2>Data</h2><p>{rows}; {data['rejected']:,} rejected. Label “{escape(label['name'])}”: mean "
-        f"{label['mean']:.4f}, from {label['min']:g} to {label['max']:g}. Figures are of the training rows.</p>"
+        f"<section><h2>Data</h2><p>{rows}; {data['rejected']:,} rejected. {_predicted(data)} Figures are of the "
+        "training rows.</p>"
         '<div class="scroll"><table><thead><tr><th scope="col">field</th><th scope="col" class="text">kind</th>'
         '<th scope="col">categories</th><th scope="col">missing</th><th scope="col">most frequent</th>'
         '<th scope="col">mean</th><th scope="col">range</th></tr></thead>'
         f"<tbody>{lines}</tbody></table></div></section>"
     )
+
+
+def _predicted(data: Facts) -> str:
+    label, unknown = data["label"], data["statistics"].get("unknown_target")
+    if unknown is None:
+        return f"Label “{escape(label['name'])}”: mean {label['mean']:.4f}, from {label['min']:g} to {label['max']:g}."
+    counts = ", ".join(f"{count:,} {split}" for split, count in unknown.items())
+    return f"Predicted: the next “{escape(label['name'])}”; left out are rows where it is unknown ({counts})."
 
 
 def _field(field: Facts, statistics: Facts) -> str:

@@ -18,22 +18,28 @@ import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+from torch import Tensor
 
-from components.encode import Encoder, InputType
+from components.encode import Encoder, InputType, read_vocabulary
 from trainer import data
 from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.checkpoint import load_weights
 from trainer.data import Table
-from trainer.fit import predict
+from trainer.fit import predict, recommend
 from trainer.modules.tables import Rows
-from trainer.schema import DatasetSchema
+from trainer.ranking import Best
+from trainer.schema import DatasetSchema, Task
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 OUTPUT = "prediction"
+ITEMS, PROBABILITIES = "items", "probabilities"
+RECOMMENDED = 10
+"""Items that a model of next items gives for each row, best first."""
 EXAMPLE_ROWS = 5
+_LISTS = pl.List(pl.Float64)
 REQUIREMENTS = (  # of fbgemm's two builds one is installed
     "mlflow",
     "torch",
@@ -59,10 +65,16 @@ class Scorer:
         self.encoder = Encoder(folder)
         architecture = Architecture.from_dict(json.loads((folder / "architecture.json").read_text()))
         self.model = load_model(architecture, self.schema, folder / "weights.safetensors")
+        self.answers = Answers(self.model, item_names(folder, self.schema))
 
     def predict(self, frame: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Raw rows, as in the dataset's source files -> one column `prediction`: a probability (ctr) or a rating."""
-        return pd.DataFrame({OUTPUT: score(self.model, self.encoded(frame))}, index=frame.index)
+        """Raw rows, as in the dataset's source files -> one column `prediction`: a probability (ctr) or a rating.
+
+        next_item: columns `items`, the names of the ten likeliest next items, and their `probabilities`.
+        """
+        columns = self.answers(self.encoded(frame))
+        plain = {name: one.to_list() if isinstance(one, pl.Series) else one for name, one in columns.items()}
+        return pd.DataFrame(plain, index=frame.index)
 
     def encoded(self, frame: pd.DataFrame) -> Table:
         """Raw rows as the model takes them."""
@@ -91,8 +103,49 @@ def load_model(architecture: Architecture, schema: DatasetSchema, weights: Path)
 
 
 def score(model: Model, table: Table) -> npt.NDArray[np.float64]:
-    """Predictions of a model of `load_model` for all rows, (N,): probabilities (ctr) or ratings."""
-    return predict(model, replace(table, numeric=table.numeric.double()))
+    """What `fit.predict` gives for all rows and a model of `load_model`: what metrics are computed from."""
+    return predict(model, _exact(table))
+
+
+def answer(model: Model, table: Table) -> npt.NDArray[np.float64] | Best:
+    """What a model of `load_model` is served for: predictions of all rows, or (next_item) the best items of each."""
+    if table.schema.task == "next_item":
+        return recommend(model, _exact(table), RECOMMENDED)
+    return score(model, table)
+
+
+class Answers:
+    """A model's answers as they are shown: ids of items are names again."""
+
+    def __init__(self, model: Model, names: pl.Series | None) -> None:
+        """Args: names: of items, as `item_names` gives them."""
+        self.model, self._names = model, names
+
+    def __call__(self, table: Table) -> dict[str, npt.NDArray[np.float64] | pl.Series]:
+        """Columns of N values, by name."""
+        found = answer(self.model, table)
+        if not isinstance(found, Best):
+            return {OUTPUT: found}
+        return {ITEMS: self._named(found.ids), PROBABILITIES: pl.Series(found.probabilities.numpy()).cast(_LISTS)}
+
+    def labels(self, table: Table) -> npt.NDArray[np.float32] | pl.Series:
+        """What the rows themselves say, (N,)."""
+        return table.label.numpy() if self._names is None else self._named(table.label)
+
+    def _named(self, ids: Tensor) -> pl.Series:
+        """(N,) or (N, K) ids, none of them 0."""
+        assert self._names is not None
+        names = self._names.gather(ids.flatten().numpy() - 1)
+        return names if ids.dim() == 1 else names.reshape(tuple(ids.shape)).cast(pl.List(pl.String))
+
+
+def item_names(folder: Path, schema: DatasetSchema) -> pl.Series | None:
+    """next_item: the names of the items by id, from 1 on. `folder` holds the dataset's vocabulary/."""
+    return None if schema.target is None else read_vocabulary(folder, schema.target).tokens
+
+
+def _exact(table: Table) -> Table:
+    return replace(table, numeric=table.numeric.double())
 
 
 def _as_float64(module: object, inputs: object, rows: Rows) -> Rows:
@@ -162,7 +215,10 @@ def save(folder: Path, architecture: Architecture, weights: Path, dataset: Path)
     import mlflow
 
     packages = Path(__file__).resolve().parents[1]
-    encoder = Encoder(dataset)
+    schema = DatasetSchema.load(dataset)
+    inputs = {
+        name: kind for name, kind in Encoder(dataset).inputs.items() if schema.target is None or name != schema.label
+    }
     with TemporaryDirectory() as scratch:
         content = Path(scratch) / "model"
         content.mkdir()
@@ -175,14 +231,14 @@ def save(folder: Path, architecture: Architecture, weights: Path, dataset: Path)
             loader_module="components.serve",
             data_path=str(content),
             code_paths=[str(packages / "trainer"), str(packages / "components")],
-            signature=signature(),
-            metadata={"inputs": encoder.inputs},
-            input_example=example(dataset, encoder.inputs),
+            signature=signature(schema.task),
+            metadata={"inputs": inputs},
+            input_example=example(dataset, inputs),
             pip_requirements=requirements(),
         )
 
 
-def signature() -> "ModelSignature":
+def signature(task: Task) -> "ModelSignature":
     """What predictions are, and nothing on raw rows: their columns stand in the model's metadata.
 
     MLflow reads CSV by guessing and refuses whatever is not of a declared type: whole numbers where the signature says
@@ -191,8 +247,11 @@ def signature() -> "ModelSignature":
     `raw_columns` settles what values mean.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
 
+    if task == "next_item":
+        lists = {ITEMS: DataType.string, PROBABILITIES: DataType.double}
+        return ModelSignature(outputs=Schema([ColSpec(Array(kind), name) for name, kind in lists.items()]))
     return ModelSignature(outputs=Schema([ColSpec(DataType.double, OUTPUT)]))
 
 

@@ -22,7 +22,19 @@ from trainer.settings import TrainSettings, TuneSettings
 
 Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde", "none"]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
-Metric = Literal["auc", "logloss", "mse", "rmse"]
+Metric = Literal[
+    "auc",
+    "logloss",
+    "mse",
+    "rmse",
+    "ndcg_at_10",
+    "hr_at_10",
+    "mrr",
+    "nll",
+    "sampled_ndcg_at_10",
+    "sampled_hr_at_10",
+    "sampled_mrr",
+]
 
 
 class SearchSpec(BaseModel):
@@ -89,7 +101,8 @@ class EvaluateSpec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     metric: Metric | None = Field(
-        default=None, description="ranks the leaderboard; logloss (ctr) or mse (rating) if not set"
+        default=None,
+        description="ranks the leaderboard; logloss (ctr), mse (rating) or ndcg_at_10 (next_item) if not set",
     )
     register_as: str | None = Field(
         default=None,

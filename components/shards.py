@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,7 @@ from components.learn import SPLITS, Progress
 from components.source import ahead
 from components.splits import Assign
 from components.stage import Stage
+from trainer.schema import Split
 
 EXAMPLES = 1000
 """Raw test rows that are kept as examples.parquet."""
@@ -45,15 +47,34 @@ class Shards:
             self._frames, self._rows, self._parts = [], 0, self._parts + 1
 
 
+@dataclass(frozen=True)
+class Written:
+    """What became of all rows."""
+
+    test: pl.DataFrame
+    """The columns that were asked for of the test rows, in order."""
+    unknown: dict[Split, int]
+    """Rows left out because their target is unknown: no training row, or too few, have it."""
+
+
 def write_shards(
-    stage: Stage, encoder: Encoder, assign: Assign, output: Path, keep: list[str], progress: Progress
-) -> pl.DataFrame:
+    stage: Stage,
+    encoder: Encoder,
+    assign: Assign,
+    output: Path,
+    keep: list[str],
+    target: str | None,
+    progress: Progress,
+) -> Written:
     """Encode every row into output/train, valid and test, and write examples.parquet.
 
-    Returns:
-        The columns `keep` of the test rows, in order.
+    Args:
+        keep: columns to return of the test rows.
+        target: the field that is predicted, which takes the place of the label.
     """
     tests, examples, wanted, done = [], [], EXAMPLES, 0
+    unknown: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+    labels = [] if target else [pl.col(LABEL).alias("label")]
     writing: deque[Future[None]] = deque()
 
     def write(part: pl.DataFrame, path: Path) -> None:
@@ -64,27 +85,34 @@ def write_shards(
 
     def encoded() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         for frame in stage.frames():
-            yield frame, encoder.encode(frame).with_columns(frame[LABEL].cast(pl.Float32).alias("label"))
+            rows = encoder.encode(frame)
+            yield frame, rows if target else rows.with_columns(frame[LABEL].cast(pl.Float32).alias("label"))
 
     with ThreadPoolExecutor(_WRITERS) as threads:
         shards = [Shards(output / split, write) for split in SPLITS]
         for frame, rows in ahead(encoded()):
+            height = frame.height
             codes = pl.Series(assign(frame))
+            if target is not None:
+                known = rows[target] > 0
+                for code, split in enumerate(SPLITS):
+                    unknown[split] += int((~known & (codes == code)).sum())
+                frame, rows, codes = frame.filter(known), rows.filter(known), codes.filter(known)
             for code, shard in enumerate(shards):
                 shard.append(rows.filter(codes == code))
             test = frame.filter(codes == 2)
             tests.append(test.select(keep))
             raw = stage.texted(test.head(wanted))
-            examples.append(raw.select(*encoder.inputs, pl.col(LABEL).alias("label")))
+            examples.append(raw.select(*encoder.inputs, *labels))
             wanted -= raw.height
-            done += frame.height
+            done += height
             progress(done, stage.rows, "encoding")
         for shard in shards:
             shard.close()
         for written in writing:
             written.result()
     pq.write_table(pl.concat(examples).with_row_index("row").to_arrow(), output / "examples.parquet")
-    return pl.concat(tests)
+    return Written(pl.concat(tests), unknown)
 
 
 def _write(part: pl.DataFrame, path: Path) -> None:

@@ -67,6 +67,8 @@ def subject(pipeline: SearchPipeline, folder: Path, model: str | None, rows: dic
     if precision not in get_args(TablePrecision):
         raise UserError(f"--table-precision {precision}: write one of {', '.join(get_args(TablePrecision))}")
     spec = pipeline.spec
+    if spec.dataset.task == "next_item":
+        raise UserError("dalil plan: task next_item has its table of items whole on every process; nothing to plan")
     ingested = folder / "ingest" / "schema.json"
     if ingested.exists():
         schema, fields = resized(DatasetSchema.load(ingested.parent), rows), str(ingested)

@@ -5,15 +5,16 @@ the words of the model's own validators. What needs more than the object (a sour
 no such choice) fails the pipeline with one condition.
 """
 
-from typing import Any
+from typing import Any, get_args
 
-from components.dataset import SECRET_URL, SplitSpec
+from components.dataset import SECRET_URL, WITH_ITEMS, SplitSpec
 from components.settings import EvaluateSpec, SearchSpec, TrainSpec
 from pipelines.schema import structural_schema
 from pipelines.spec import METRICS, NAME_LENGTH
 from pipelines.status import GROUP, PLURAL, VERSION
 from trainer import zoo
-from trainer.methods.settings import BackboneSettings
+from trainer.methods.settings import TASKS, BackboneSettings
+from trainer.schema import Task
 from trainer.settings import TrainSettings, TuneSettings
 
 Schema = dict[str, Any]
@@ -44,12 +45,41 @@ DATASET: Rules = (
         "'label.threshold' makes clicks out of ratings: use it with task: ctr",
     ),
     (
-        "self.format != 'sequence' || (self.task == 'ctr' && (!has(self.label)"
+        "self.format != 'sequence' || (self.task != 'rating' && (!has(self.label)"
         " || (!has(self.label.column) && !has(self.label.threshold))))",
-        "a sequence file has no labels: use task: ctr without 'label'",
+        "a sequence file has no labels: use task: next_item, or ctr, without 'label'",
     ),
     (
-        "self.format != 'planted' || !has(self.split) || self.split.by == 'random'",
+        "self.task != 'next_item' || self.format != 'planted'",
+        "planted rows have no sequences: use task: ctr or rating",
+    ),
+    (
+        f"self.task != 'next_item' || self.format in {list(WITH_ITEMS)}"
+        " || (has(self.fields) && self.fields.exists(name, has(self.fields[name].of)))",
+        "task next_item predicts the field that a sequence is 'of': declare one in 'fields', such as"
+        " history: {kind: sequence, of: item}",
+    ),
+    (
+        "self.task != 'next_item' || !has(self.label) || !has(self.label.column) || has(self.label.threshold)",
+        "task next_item has no label: leave 'label.column' out, or add 'label.threshold', from which on a row is an"
+        " event",
+    ),
+    (
+        "self.task != 'next_item' || !has(self.negatives)",
+        "task next_item meets all items, so it draws no 'negatives': leave them out",
+    ),
+    (
+        "self.task != 'next_item' || !has(self.split) || !has(self.split.by) || self.split.by != 'random'",
+        "task next_item cannot be split by: random, which puts the items to predict into histories of training rows:"
+        " use leave_last_out or time",
+    ),
+    (
+        "self.task != 'next_item' || !has(self.split) || !has(self.split.by) || self.split.by != 'files'"
+        " || has(self.split.valid)",
+        "task next_item draws no validation rows at random: by: files needs 'valid' as well",
+    ),
+    (
+        "self.format != 'planted' || !has(self.split) || !has(self.split.by) || self.split.by == 'random'",
         "planted rows have no time, group or files: use split.by: random",
     ),
     (
@@ -80,8 +110,14 @@ SPLIT: Rules = (
     (_plain("valid"), f"valid: {NO_CREDENTIALS}"),
     (_plain("test"), f"test: {NO_CREDENTIALS}"),
     ("self.ratios.all(ratio, ratio > 0.0)", "'ratios' must be three positive numbers, such as [8, 1, 1]"),
-    ("self.by != 'files' || has(self.test)", "by: files needs 'test': the URL of the test rows"),
-    ("self.by == 'files' || (!has(self.valid) && !has(self.test))", "'valid' and 'test' are for by: files"),
+    (
+        "!has(self.by) || self.by != 'files' || has(self.test)",
+        "by: files needs 'test': the URL of the test rows",
+    ),
+    (
+        "(has(self.by) && self.by == 'files') || (!has(self.valid) && !has(self.test))",
+        "'valid' and 'test' are for by: files",
+    ),
 )
 SEQUENCE_MODELS = [name for name in zoo.names() if "sequence" in zoo.needs(name)]
 SPEC: Rules = (
@@ -91,8 +127,25 @@ SPEC: Rules = (
     ),
     (
         f"!self.train.baselines.exists(name, name in {SEQUENCE_MODELS}) || self.dataset.format == 'sequence'"
+        " || self.dataset.task == 'next_item'"
         " || (has(self.dataset.fields) && self.dataset.fields.exists(name, has(self.dataset.fields[name].of)))",
         f"train.baselines: {', '.join(SEQUENCE_MODELS)} need a sequence; add one to dataset.fields",
+    ),
+    *(
+        (
+            f"self.dataset.task != '{task}' || self.search.method in {[*methods, 'none']}",
+            f"search.method: does not do dataset.task {task}; write {' or '.join([*methods, 'none'])}",
+        )
+        for task in get_args(Task)
+        for methods in [[method for method, tasks in TASKS.items() if task in tasks]]
+    ),
+    *(
+        (
+            f"self.dataset.task != '{task}' || self.train.baselines.all(name, name in {models})",
+            f"train.baselines: models that do dataset.task {task} are {', '.join(models)}",
+        )
+        for task in get_args(Task)
+        for models in [[name for name in zoo.names() if task in zoo.tasks(name)]]
     ),
     (
         "self.search.method != 'none' || size(self.train.baselines) > 0",
@@ -170,7 +223,7 @@ def definition() -> Schema:
     for name, field in SearchSpec.model_fields.items():
         settings = field.default
         if isinstance(settings, BackboneSettings):
-            fitting = [model for model in zoo.names() if settings.opens(zoo.parts(model))]
+            fitting = [model for model in zoo.names() if settings.opens(zoo.parts(model, "ctr"))]
             search[name]["properties"]["backbone"]["enum"] = fitting
     schema["properties"]["status"] = _status()
     version = {

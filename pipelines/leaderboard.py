@@ -15,7 +15,16 @@ from pipelines.spec import SearchPipeline
 
 Report = dict[str, Any]
 
-_HEADINGS = {"auc": "AUC", "logloss": "log loss", "gauc": "GAUC", "mse": "MSE", "rmse": "RMSE"}
+_HEADINGS = {
+    "auc": "AUC",
+    "logloss": "log loss",
+    "gauc": "GAUC",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "ndcg_at_10": "NDCG@10",
+    "hr_at_10": "HR@10",
+    "sampled_ndcg_at_10": "sampled NDCG@10",
+}
 
 _EXTRAS = ("parameters", "train", "search", "FLOPs")
 """Columns beside the metrics, in the order in which a narrow console keeps them."""

@@ -16,13 +16,25 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
-from trainer.methods.settings import BackboneSettings
+from trainer.methods.settings import TASKS, BackboneSettings
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
 KIND = "SearchPipeline"
 
-METRICS: dict[Task, tuple[Metric, ...]] = {"ctr": ("logloss", "auc"), "rating": ("mse", "rmse")}
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    "ctr": ("logloss", "auc"),
+    "rating": ("mse", "rmse"),
+    "next_item": (
+        "ndcg_at_10",
+        "hr_at_10",
+        "mrr",
+        "nll",
+        "sampled_ndcg_at_10",
+        "sampled_hr_at_10",
+        "sampled_mrr",
+    ),
+}
 """Metrics of each task, the default one first."""
 
 NAME_LENGTH = 40
@@ -141,32 +153,37 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
         problems.append(Problem(("spec", "train", "candidates"), message))
     wrong = spec.search.tune.left_out(spec.train)
     problems += [Problem(("spec", "train", name), message) for name, message in wrong.items()]
-    return problems + _wrong_backbone(spec) + _wrong_baselines(spec)
+    return problems + _wrong_method(spec) + _wrong_baselines(spec)
 
 
-def _wrong_backbone(spec: PipelineSpec) -> list[Problem]:
-    """A method that opens a hand-made model needs one that has the part in question."""
-    method = spec.search.method
+def _wrong_method(spec: PipelineSpec) -> list[Problem]:
+    """The method does the task; one that opens a hand-made model needs one that has the part in question."""
+    method, task = spec.search.method, spec.dataset.task
+    if method != "none" and task not in TASKS[method]:
+        able = [name for name, tasks in TASKS.items() if task in tasks]
+        message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'none'])}"
+        return [Problem(("spec", "search", "method"), message)]
     settings = getattr(spec.search, method, None)
     if not isinstance(settings, BackboneSettings):
         return []
     path = ("spec", "search", method)
-    fitting = [name for name in zoo.names() if settings.opens(zoo.parts(name))]
+    able = [name for name in zoo.names() if task in zoo.tasks(name)]
+    fitting = [name for name in able if settings.opens(zoo.parts(name, task))]
     if settings.backbone in fitting:
-        return _wrong_choices((*path, "choices"), settings.backbone, settings.choices)
-    known = settings.backbone in zoo.names()
+        return _wrong_choices((*path, "choices"), settings.backbone, task, settings.choices)
+    known = settings.backbone in able
     if not known:
         what = f"no model {settings.backbone!r}"
-    elif type(settings)().opens(zoo.parts(settings.backbone)):
+    elif type(settings)().opens(zoo.parts(settings.backbone, task)):
         what = f"{method} with these settings cannot open {settings.backbone}"
     else:
         what = f"{method} finds nothing to open in {settings.backbone}"
     return [Problem((*path, "backbone"), f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
 
 
-def _wrong_choices(path: KeyPath, model: str, choices: Mapping[str, Any]) -> list[Problem]:
+def _wrong_choices(path: KeyPath, model: str, task: Task, choices: Mapping[str, Any]) -> list[Problem]:
     """Pinned choices that the model does not have."""
-    known = zoo.choices(model)
+    known = zoo.choices(model, task)
     return [
         Problem((*path, name), f"{model} has no choice {name!r}; {suggest(name, known)}")
         for name in choices
@@ -175,15 +192,19 @@ def _wrong_choices(path: KeyPath, model: str, choices: Mapping[str, Any]) -> lis
 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
-    models, named = zoo.names(), spec.train.baselines
+    task, named = spec.dataset.task, spec.train.baselines
+    models = [name for name in zoo.names() if task in zoo.tasks(name)]
     # By `of`, not by `kind`: a parquet column of lists is known for a sequence without being declared one.
     histories = spec.dataset.format == "sequence" or any(field.of for field in spec.dataset.fields.values())
     problems: list[Problem] = []
     for index, name in enumerate(named):
         path: KeyPath = ("spec", "train", "baselines", index)
-        if name not in models:
+        if name not in zoo.names():
             problems.append(Problem(path, f"no model {name!r} in the zoo; {suggest(name, models)}"))
-        elif "sequence" in zoo.needs(name) and not histories:
+        elif name not in models:
+            message = f"{name} does not do dataset.task {task}; valid here: {', '.join(models)}"
+            problems.append(Problem(path, message))
+        elif "sequence" in zoo.needs(name) and not histories and task != "next_item":
             message = f"{name} needs a sequence; add one to dataset.fields, or leave {name} out"
             problems.append(Problem(path, message))
         if name in named[:index]:
@@ -193,5 +214,5 @@ def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
         if name not in named:
             problems.append(Problem(path, f"{name} is none of train.baselines; {suggest(name, named)}"))
         elif name in models:
-            problems += _wrong_choices((*path, "choices"), name, settings.choices)
+            problems += _wrong_choices((*path, "choices"), name, task, settings.choices)
     return problems

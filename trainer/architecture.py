@@ -457,8 +457,8 @@ FieldsNode = Inner | Elementwise | FM | Pairs | Triples | Groups | Hadamard | SE
 """Ops that collect fields and may align their widths."""
 
 
-class Head(_Data):
-    """The one number per row.
+class ValueHead(_Data):
+    """The one number per row (tasks ctr and rating).
 
     `linear`: all inputs flattened, through one linear map. `sum`: the inputs are added. There an F of width-1 fields
     (first-order weights) counts as the sum of its fields, and any other input wider than 1 passes its own bias-free
@@ -468,6 +468,23 @@ class Head(_Data):
     mode: Literal["sum", "linear"]
     inputs: tuple[str, ...] = Field(alias="in", min_length=1)
     bias: bool = True
+
+
+class ItemsHead(_Data):
+    """A logit for each category of a field, (B, cardinality) (task next_item).
+
+    All inputs flattened, through one bias-free linear map if they are not as wide as the table of `items`, meet every
+    row of that table in an inner product; `bias` adds a learned number per category. Category 0, the unknown, has logit
+    -inf. `items` names the table as `view.field`. That field's value in the row is the answer: no node may read it.
+    """
+
+    mode: Literal["items"]
+    inputs: tuple[str, ...] = Field(alias="in", min_length=1)
+    items: str
+    bias: bool = True
+
+
+Head = Annotated[ValueHead | ItemsHead, Field(discriminator="mode")]
 
 
 class Architecture(_Data):
@@ -558,7 +575,7 @@ def _check_references(architecture: Architecture) -> None:
         if node.id in known:
             raise ArchitectureError(f"node '{node.id}': the name is taken; give every node and view its own")
         known.add(node.id)
-    for ref in architecture.head.inputs:
+    for ref in head_refs(architecture):
         _check_reference(architecture, "head", ref, known)
 
 
@@ -606,6 +623,12 @@ def _check_reference(architecture: Architecture, user: str, ref: str, known: set
         raise ArchitectureError(f"{user}: '{ref}': '{name}' has no field '{field}'")
 
 
+def head_refs(architecture: Architecture) -> tuple[str, ...]:
+    """What the head refers to: its inputs, and the table of items."""
+    head = architecture.head
+    return (*head.inputs, head.items) if isinstance(head, ItemsHead) else head.inputs
+
+
 # ---- what the head reaches ------------------------------------------------------------------------------------------
 
 
@@ -613,7 +636,7 @@ def reached(architecture: Architecture) -> set[str]:
     """Node ids and view references that the head reaches: `view` where it is read whole, `view.field` where not."""
     inputs = {node.id: node.inputs for node in architecture.nodes}
     used: set[str] = set()
-    waiting = list(architecture.head.inputs)
+    waiting = list(head_refs(architecture))
     while waiting:
         ref = waiting.pop()
         if ref not in used:
@@ -674,13 +697,7 @@ def _listed_view(architecture: Architecture, name: str) -> View:
     readers = [node for node in architecture.nodes if parts & set(node.inputs)]
     sets = [named_sets(node) for node in readers if getattr(node, "align", None) in (None, "lift")]
     shared = any(_shared_view(other) == name for other in architecture.views.values())
-    if (
-        shared
-        or _indivisible(view)
-        or len(sets) < len(readers)
-        or None in sets
-        or parts & set(architecture.head.inputs)
-    ):
+    if shared or _indivisible(view) or len(sets) < len(readers) or None in sets or parts & set(head_refs(architecture)):
         return view
     used = {field for listed in sets for one in listed or () for field in one}
     return view.model_copy(
@@ -738,6 +755,8 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
 
     head = architecture.head.model_dump(mode="json", by_alias=True)
     head["in"] = [renamed(ref) for ref in ordered(architecture.head.inputs)]
+    if isinstance(architecture.head, ItemsHead):
+        head["items"] = renamed(architecture.head.items)
     used = {field for view in architecture.views.values() for field in view.encoders}
     fields = {name: field.model_dump() for name, field in architecture.fields.items() if name in used}
     return {

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer.architecture import (
     FM,
@@ -29,8 +30,8 @@ from trainer.architecture import (
     Groups,
     GRULayer,
     Hadamard,
-    Head,
     Inner,
+    ItemsHead,
     Last,
     Node,
     Pairs,
@@ -44,6 +45,7 @@ from trainer.architecture import (
     TargetAttention,
     Transformer,
     Triples,
+    ValueHead,
     reached,
 )
 from trainer.data import Batch
@@ -57,6 +59,7 @@ from trainer.modules.values import Steps, Value, flatten
 from trainer.shapes import (
     Collected,
     F,
+    ItemsTable,
     P,
     Q,
     Shape,
@@ -67,6 +70,7 @@ from trainer.shapes import (
     grouped,
     head_map_widths,
     infer,
+    items_table,
     kept,
     multiplied,
     squeezed,
@@ -80,8 +84,9 @@ def build(
     """The model of an architecture, without the parts that its head does not reach.
 
     Equal arguments give equal weights, and the caller's random state is left as it was. The head's bias starts where
-    the model gives the base rate (ctr) or the mean rating. `table_init` is the standard deviation of encoder weights.
-    `empty_tables`: no memory is taken for tables, which `sharding.shard` will draw where it puts them.
+    the model gives the base rate (ctr) or the mean rating, or at 0 (next_item). `table_init` is the standard deviation
+    of encoder weights. `empty_tables`: no memory is taken for tables, which `sharding.shard` will draw where
+    it puts them.
 
     Raises ArchitectureError for a description that cannot be built.
     """
@@ -91,7 +96,7 @@ def build(
 
 
 class Model(nn.Module):
-    """A built architecture: `Batch` of B rows -> (B,) logits (ctr) or ratings (rating)."""
+    """A built architecture: `Batch` of B rows -> (B,) logits (ctr) or ratings, (B, items) logits (next_item)."""
 
     def __init__(
         self, architecture: Architecture, label_mean: float, table_init: float, seed: int, empty_tables: bool
@@ -108,8 +113,7 @@ class Model(nn.Module):
         self.nodes = nn.ModuleDict(
             {f"{node.op}:{node.id}": _NodeModule(node, shapes, table_init) for node in architecture.nodes}
         )
-        start = label_mean if architecture.task == "rating" else math.log(label_mean / (1 - label_mean))
-        self.head = _Head(architecture.head, head_map_widths(architecture, shapes), shapes, start)
+        self.head = _head(architecture, shapes, label_mean)
         self._places = _places(architecture)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -119,7 +123,10 @@ class Model(nn.Module):
         }
         for node, module in zip(self.architecture.nodes, self.nodes.values(), strict=True):
             values[node.id] = module([self._input(values, ref) for ref in node.inputs])
-        output: Tensor = self.head([self._input(values, ref) for ref in self.architecture.head.inputs])
+        inputs = [self._input(values, ref) for ref in self.architecture.head.inputs]
+        if isinstance(self.head, _ItemsHead):
+            inputs.append(self.tables.whole(self.head.table))
+        output: Tensor = self.head(inputs)
         return output
 
     def table_parameters(self) -> list[nn.Parameter]:
@@ -190,7 +197,11 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
             width = encoder_width(field, encoder, view, architecture)
             single = name if field.kind == "categorical" else None
             readers = [*([] if single else [name]), *shared.get(table, [])]
-            yield TableSpec(table, view_name, field.cardinality, width, single, tuple(dict.fromkeys(readers)))
+            head = architecture.head
+            whole = isinstance(head, ItemsHead) and head.items == f"{view_name}.{name}"
+            yield TableSpec(
+                table, view_name, field.cardinality, width, single, tuple(dict.fromkeys(readers)), whole=whole
+            )
 
 
 def _table_name(view: str, field: str) -> str:
@@ -391,10 +402,40 @@ _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
 }
 
 
-class _Head(nn.Module):
+def _head(architecture: Architecture, shapes: Mapping[str, Shape], label_mean: float) -> nn.Module:
+    head = architecture.head
+    if isinstance(head, ItemsHead):
+        return _ItemsHead(head, items_table(architecture, head, shapes))
+    start = label_mean if architecture.task == "rating" else math.log(label_mean / (1 - label_mean))
+    return _ValueHead(head, head_map_widths(head, shapes), shapes, start)
+
+
+class _ItemsHead(nn.Module):
+    """Inputs, the last of them a whole table of I items, (I, D) -> logits (B, I); that of item 0 is -inf."""
+
+    def __init__(self, head: ItemsHead, items: ItemsTable) -> None:
+        super().__init__()
+        self.table = _table_name(items.view, items.field)
+        mapped = items.width != items.dim
+        self.map = interactions.dense(items.width, items.dim, bias=False) if mapped else nn.Identity()
+        self.bias = nn.Parameter(torch.zeros(items.rows)) if head.bias else None
+        self.never_I: Tensor
+        self.register_buffer("never_I", torch.zeros(items.rows), persistent=False)
+        self.never_I[0] = -math.inf
+
+    def forward(self, values: Sequence[Value]) -> Tensor:
+        *inputs, items_ID = values
+        assert isinstance(items_ID, Tensor)
+        x_BD: Tensor = self.map(flatten(inputs))
+        # Added to the bias, not to the logits: that is a vector, and those are the largest tensor of all.
+        bias_I = self.never_I if self.bias is None else self.bias + self.never_I
+        return functional.linear(x_BD, items_ID.to(x_BD.dtype), bias_I)
+
+
+class _ValueHead(nn.Module):
     """Inputs -> (B,): one linear map over all of them, or a sum of logits."""
 
-    def __init__(self, head: Head, map_widths: Sequence[int], shapes: Mapping[str, Shape], start: float) -> None:
+    def __init__(self, head: ValueHead, map_widths: Sequence[int], shapes: Mapping[str, Shape], start: float) -> None:
         super().__init__()
         self.linear = head.mode == "linear"
         self.maps = nn.ModuleList(interactions.dense(width, 1, bias=False) for width in map_widths)

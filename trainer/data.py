@@ -37,7 +37,7 @@ class Batch:
     numeric: Tensor
     """(B, n_numeric) float32; NaN is missing."""
     label: Tensor
-    """(B,) float32; NaN where the rows carry no label."""
+    """(B,) float32, NaN where the rows carry no label; next_item: the ids of the target, int64."""
     sequences: dict[str, Tensor] = field(default_factory=dict)
     """Field -> (B, T) int64 ids, oldest first, padded on the right with 0; T is the batch's longest, at least 1."""
     lengths: dict[str, Tensor] = field(default_factory=dict)
@@ -140,13 +140,19 @@ class Lanes:
 
 
 def _keys(row_N: npt.NDArray[np.uint64], seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    """Random numbers that depend on (row, seed, epoch) alone: SplitMix64's output function (Steele et al., 2014)."""
-    start = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
-    key_N = row_N * np.uint64(0x9E3779B97F4A7C15) + start
+    """Random numbers that depend on (row, seed, epoch) alone."""
+    start = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    # The greatest number is left to places without a row.
+    result: npt.NDArray[np.uint64] = np.minimum(mixed(row_N, start), np.iinfo(np.uint64).max - 1)
+    return result
+
+
+def mixed(number_N: npt.NDArray[np.uint64], start: int = 0) -> npt.NDArray[np.uint64]:
+    """A random number for each number: SplitMix64's output function (Steele et al., 2014)."""
+    key_N = number_N * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         key_N = (key_N ^ (key_N >> np.uint64(shift))) * np.uint64(factor)
-    # The greatest number is left to places without a row.
-    result: npt.NDArray[np.uint64] = np.minimum(key_N ^ (key_N >> np.uint64(31)), np.iinfo(np.uint64).max - 1)
+    result: npt.NDArray[np.uint64] = key_N ^ (key_N >> np.uint64(31))
     return result
 
 
@@ -160,7 +166,7 @@ class Table:
     numeric: Tensor
     """(N, n_numeric) float32"""
     label: Tensor
-    """(N,) float32"""
+    """(N,) float32; next_item: the ids of the target, int64"""
     sequences: dict[str, Jagged]
     process: tuple[int, int] = (0, 1)
     """The rank whose share this is, and the number of processes."""
@@ -176,6 +182,12 @@ class Table:
     def total(self) -> int:
         """Rows of the split, over all processes."""
         return self.rows if self.all_rows is None else self.all_rows
+
+    @property
+    def first(self) -> int:
+        """The position in the split of the first row held here."""
+        _, rows = Lanes(self.total).share(*self.process)
+        return int(rows.start)
 
     def visits(self, fields: Iterable[str], held: range) -> Tensor:
         """(len(held),) float32: how often each of these ids occurs here in categorical or sequence `fields`."""
@@ -294,7 +306,8 @@ def _fill(rows: int, schema: DatasetSchema, batches: Iterable[pa.RecordBatch]) -
             label[here] = batch.column("label").to_numpy(zero_copy_only=False)
         first = here.stop
     sequences = {name: _jagged(parts) for name, parts in pieces.items()}
-    return Table(schema, torch.from_numpy(ids), torch.from_numpy(values), torch.from_numpy(label), sequences)
+    table = Table(schema, torch.from_numpy(ids), torch.from_numpy(values), torch.from_numpy(label), sequences)
+    return table if schema.target is None else replace(table, label=table.ids(schema.target).long())
 
 
 _Piece = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]

@@ -8,7 +8,7 @@ threads and processes; with another number of processes, to the same but for the
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from trainer.metrics import Vector
 from trainer.optim import Optimizers
 from trainer.pieces import Piece, Shape, beside, room
 from trainer.processes import gather_rows, most, rank_and_world, summed
+from trainer.ranking import CELLS, Best, best, items, ranked
 from trainer.schema import Task
 from trainer.settings import SAVE_SECONDS, TrainSettings
 from trainer.sharding import ahead, local_weights, pieces, unwrapped
@@ -141,23 +142,52 @@ def fit(
 def predict(model: nn.Module, table: Table, batch_size: int = 16_384) -> Vector:
     """Predictions for all rows of the split in their order, (N,) float64, in full precision.
 
-    ctr: probabilities. rating: ratings within the range seen in training. Of several processes each predicts the rows
-    it holds, and gets the predictions of all.
+    ctr: probabilities. rating: ratings within the range seen in training. next_item: (N, 3), what metrics need of each
+    row (`ranking.ranked`). Of several processes each predicts the rows it holds, and gets the predictions of all.
     """
-    if was_training := model.training:
-        model.eval()
-    device = device_of(model)
-    # A sharded model answers all processes or none, so those with fewer rows give their last row again.
-    rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
-    chunks = torch.split(rows_N, batch_size) if table.rows else []
-    outputs = [model(table.take(rows_B).to(device)).double().cpu() for rows_B in chunks]
-    if was_training:
-        model.train()
-    output_N = gather_rows(torch.cat(outputs or [torch.empty(0, dtype=torch.float64)])[: table.rows])
     schema = table.schema
+    outputs = _outputs(model, table, batch_size)
+    if schema.task == "next_item":
+        parts = [ranked(logits_BI, batch.label, row).cpu() for row, batch, logits_BI in outputs]
+        return cast(Vector, _of_all(table, parts, (3,)).numpy())
+    output_N = _of_all(table, [output_B.double().cpu() for _, _, output_B in outputs])
     if schema.task == "ctr":
         return cast(Vector, output_N.sigmoid().numpy())
     return cast(Vector, output_N.clamp(schema.label_min, schema.label_max).numpy())
+
+
+@torch.inference_mode()
+def recommend(model: nn.Module, table: Table, count: int) -> Best:
+    """next_item: the `count` best items of all rows in their order; labels are not looked at."""
+    found = [best(logits_BI, count) for _, _, logits_BI in _outputs(model, table)]
+    width = (min(count, items(table.schema) - 1),)
+    return Best(
+        _of_all(table, [part.ids.cpu() for part in found], width, torch.int64),
+        _of_all(table, [part.probabilities.cpu() for part in found], width),
+    )
+
+
+def _outputs(model: nn.Module, table: Table, batch_size: int = 16_384) -> Iterator[tuple[int, Batch, Tensor]]:
+    """For each batch of the rows held here: the position of its first row in the split, its rows, and the output."""
+    if table.schema.task == "next_item":
+        batch_size = max(1, min(batch_size, CELLS // items(table.schema)))
+    if was_training := model.training:
+        model.eval()
+    device, first = device_of(model), table.first
+    # A sharded model answers all processes or none, so those with fewer rows give their last row again.
+    rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
+    for place in range(0, len(rows_N), batch_size):
+        batch = table.take(rows_N[place : place + batch_size]).to(device)
+        yield first + place, batch, model(batch)
+    if was_training:
+        model.train()
+
+
+def _of_all(
+    table: Table, parts: list[Tensor], width: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """The rows of the parts, padding cut off, then those of the other processes."""
+    return gather_rows(torch.cat(parts or [torch.empty(0, *width, dtype=dtype)])[: table.rows])
 
 
 @dataclass
@@ -371,15 +401,25 @@ class _Run:
 
     def _output(self, batch: Batch, model: nn.Module) -> Tensor:
         with self.precision:
-            output_B: Tensor = model(batch)
-        return output_B.float()
+            output: Tensor = model(batch)
+        return output.float()
 
 
-def loss(task: Task, output_B: Tensor, batch: Batch) -> Tensor:
-    """What training minimises; its mean over the processes is that of the batch."""
-    measure = functional.binary_cross_entropy_with_logits if task == "ctr" else functional.mse_loss
+def loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
+    """What training minimises; its mean over the processes is that of the batch.
+
+    Args:
+        task: ctr: log loss. rating: squared error. next_item: cross-entropy of the soft-max over all items.
+        output: of the model: (B,), or logits (B, items).
+        batch: the same B rows.
+    """
+    measures: dict[Task, Callable[..., Tensor]] = {
+        "ctr": functional.binary_cross_entropy_with_logits,
+        "rating": functional.mse_loss,
+        "next_item": functional.cross_entropy,
+    }
     # Processes may have unequal parts of a batch, but gradients are averaged over processes.
-    return measure(output_B, batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
+    return measures[task](output, batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
 
 
 def _weight_of(name: str) -> str | None:

@@ -9,24 +9,84 @@ import numpy.typing as npt
 from trainer.schema import Task
 
 Vector = npt.NDArray[np.float64]
-Metric = Literal["auc", "logloss", "gauc", "mse", "rmse"]
+Metric = Literal[
+    "auc",
+    "logloss",
+    "gauc",
+    "mse",
+    "rmse",
+    "nll",
+    "ndcg_at_10",
+    "hr_at_10",
+    "mrr",
+    "sampled_ndcg_at_10",
+    "sampled_hr_at_10",
+    "sampled_mrr",
+]
 
-MAIN: dict[Task, Metric] = {"ctr": "logloss", "rating": "mse"}
+MAIN: dict[Task, Metric] = {"ctr": "logloss", "rating": "mse", "next_item": "nll"}
 """What training minimises, stops by and is compared by on the validation split."""
+HIGHER_IS_BETTER = frozenset[str](
+    ("auc", "gauc", "ndcg_at_10", "hr_at_10", "mrr", "sampled_ndcg_at_10", "sampled_hr_at_10", "sampled_mrr")
+)
+CUT = 10
+"""The places of a ranking that HR and NDCG look at."""
+NEGATIVES = 100
+"""Items that a target is ranked against for the sampled metrics."""
 
 
 def evaluate(task: Task, label: npt.ArrayLike, prediction: npt.ArrayLike) -> dict[str, float]:
     """The task's metrics (all but `gauc`, which needs groups).
 
     Args:
-        label: (N,) 0 or 1 (ctr), or ratings.
-        prediction: (N,) probabilities (ctr), or ratings.
+        label: (N,) 0 or 1 (ctr), ratings, or ids (next_item).
+        prediction: (N,) probabilities (ctr), or ratings; next_item: (N, 3), what `ranked` gives for each row.
     """
+    if task == "next_item":
+        return _of_ranks(_vector(prediction))
     measures: dict[Task, dict[str, Callable[[Any, Any], float]]] = {
         "ctr": {"logloss": logloss, "auc": auc},
         "rating": {"mse": mse, "rmse": rmse},
     }
     return {name: measure(label, prediction) for name, measure in measures[task].items()}
+
+
+def losses(task: Task, label: npt.ArrayLike, prediction: npt.ArrayLike) -> Vector:
+    """The loss of each row, (N,), whose mean is the task's main metric."""
+    if task == "next_item":
+        nll: Vector = _vector(prediction)[:, 0]
+        return nll
+    return log_losses(label, prediction) if task == "ctr" else np.square(_vector(label) - _vector(prediction))
+
+
+def hit_rate(rank: npt.ArrayLike) -> float:
+    """HR@10: the share of rows whose target ranks among the first ten."""
+    return float((_vector(rank) <= CUT).mean())
+
+
+def ndcg(rank: npt.ArrayLike) -> float:
+    """NDCG@10 with one right item: the mean of 1 / log2(1 + rank), 0 below the tenth place."""
+    ranks = _vector(rank)
+    return float(np.where(ranks <= CUT, 1 / np.log2(1 + ranks), 0.0).mean())
+
+
+def mrr(rank: npt.ArrayLike) -> float:
+    """Mean reciprocal rank, over the whole ranking."""
+    return float((1 / _vector(rank)).mean())
+
+
+def _of_ranks(prediction_N3: Vector) -> dict[str, float]:
+    """By full ranking, and `sampled_` against `NEGATIVES` drawn items.
+
+    The latter are what many papers report. They are far greater, and may order models otherwise (Krichene and Rendle,
+    "On Sampled Metrics for Item Recommendation", KDD 2020).
+    """
+    nll, rank, sampled = prediction_N3.T
+    return {
+        "nll": float(nll.mean()),
+        **{"ndcg_at_10": ndcg(rank), "hr_at_10": hit_rate(rank), "mrr": mrr(rank)},
+        **{"sampled_ndcg_at_10": ndcg(sampled), "sampled_hr_at_10": hit_rate(sampled), "sampled_mrr": mrr(sampled)},
+    }
 
 
 def logloss(label: npt.ArrayLike, probability: npt.ArrayLike) -> float:

@@ -231,9 +231,9 @@ def _make_lazy(leaf: Leaf, settings: TrainSettings) -> bool:
     """Whether a leaf is trained lazily; its gradients are sparse then.
 
     Only pools of tables can be. Other encoder weights (a numeric field's vector) stay dense, and so do tables that have
-    been sharded.
+    been sharded, and those of which every step touches all rows, where `LazyAdam` is nothing else than Adam.
     """
-    if leaf.pool is None:
+    if leaf.pool is None or any(spec.whole for spec in leaf.pool.specs):
         return False
     leaf.pool.sparse = leaf.pool.sharded or lazily(leaf.weight.shape[0], settings)
     return leaf.pool.sparse

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Task = Literal["ctr", "rating"]
+Task = Literal["ctr", "rating", "next_item"]
 Split = Literal["train", "valid", "test"]
 FieldKind = Literal["categorical", "numeric", "sequence"]
 Transform = Literal["none", "log", "log_sq", "quantile", "standardize"]
@@ -57,13 +57,19 @@ class DatasetSchema(BaseModel):
     version: Literal[1] = 1
     task: Task
     label: str
+    """The column that is predicted; next_item: the raw column of `target`."""
+    target: str | None = None
+    """next_item: the categorical field that is predicted, of which the first sequence field holds earlier values."""
     fields: tuple[Field, ...]
     group: str | None = None
     """The field whose values group the rows for GAUC and for histories (the user), if there is one."""
     rows: dict[Split, int]
     rejected: int = 0
     label_mean: float
-    """Mean of the label over training rows: the base rate (ctr) or mean rating; models start from it."""
+    """Mean of the label over training rows: the base rate (ctr) or mean rating; models start from it.
+
+    next_item: every row is an event, and all three numbers are 1.
+    """
     label_min: float
     label_max: float
 

@@ -37,6 +37,7 @@ from trainer.architecture import (
     GRULayer,
     Hadamard,
     Inner,
+    ItemsHead,
     Last,
     Node,
     Pairs,
@@ -55,6 +56,7 @@ from trainer.architecture import (
     TargetAttention,
     Transformer,
     Triples,
+    ValueHead,
     View,
     product_name,
 )
@@ -159,6 +161,7 @@ def infer(architecture: Architecture) -> dict[str, Shape]:
         shapes[node.id] = _RULES[type(node)](node, _Inputs(f"node '{node.id}'", node.inputs, shapes))
     head = _Inputs("head", architecture.head.inputs, shapes)
     head.flat()
+    _check_head(architecture)
     return shapes
 
 
@@ -177,8 +180,8 @@ def count(architecture: Architecture) -> Counts:
         node_lifts = sum(lift.parameters for lift in collected(node, shapes).lifts) if fields_op(node) else 0
         parameters, multiply_adds = _COUNTS[type(node)](node, inputs)
         lifts, dense, flops = lifts + node_lifts, dense + parameters, flops + node_lifts + multiply_adds
-    head_maps = sum(head_map_widths(live, shapes))
-    return Counts(tables, lifts, dense + head_maps + live.head.bias, flops + head_maps)
+    head_parameters, head_flops = _head_count(live, shapes)
+    return Counts(tables, lifts, dense + head_parameters, flops + head_flops)
 
 
 # ---- views ----------------------------------------------------------------------------------------------------------
@@ -486,11 +489,80 @@ def _positions(where: str, key: str, sets: Sets, names: tuple[str, ...], least: 
 _NUMBERS = {2: "two", 3: "three"}
 
 
-def head_map_widths(architecture: Architecture, shapes: Mapping[str, Shape]) -> list[int]:
+def head_map_widths(head: ValueHead, shapes: Mapping[str, Shape]) -> list[int]:
     """The width of each linear map to one number in the head: one over everything, or one per wide summand."""
-    if architecture.head.mode == "linear":
-        return [_Inputs("head", architecture.head.inputs, shapes).flat()]
-    return [width for width in map(_summand_width, (shapes[ref] for ref in architecture.head.inputs)) if width > 1]
+    if head.mode == "linear":
+        return [_Inputs("head", head.inputs, shapes).flat()]
+    return [width for width in map(_summand_width, (shapes[ref] for ref in head.inputs)) if width > 1]
+
+
+@dataclass(frozen=True)
+class ItemsTable:
+    """What a head of mode `items` works with."""
+
+    view: str
+    field: str
+    rows: int
+    dim: int
+    width: int
+    """Of the inputs side by side; a linear map brings them to `dim` where it differs."""
+
+    @property
+    def map_parameters(self) -> int:
+        return self.width * self.dim if self.width != self.dim else 0
+
+
+def items_table(architecture: Architecture, head: ItemsHead, shapes: Mapping[str, Shape]) -> ItemsTable:
+    """The table that the head meets."""
+    view, field = architecture.resolve(head.items)
+    assert field is not None
+    encoder = architecture.views[view].encoders[field]
+    assert isinstance(encoder, TableEncoder)
+    width = _Inputs("head", head.inputs, shapes).flat()
+    return ItemsTable(view, field, architecture.fields[field].cardinality, encoder.dim, width)
+
+
+def _head_count(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Parameters and multiply-adds of the head."""
+    head = architecture.head
+    if isinstance(head, ItemsHead):
+        items = items_table(architecture, head, shapes)
+        return items.map_parameters + head.bias * items.rows, items.map_parameters + items.rows * items.dim
+    maps = sum(head_map_widths(head, shapes))
+    return maps + head.bias, maps
+
+
+def _check_head(architecture: Architecture) -> None:
+    """The head fits the task; where it predicts a field, that field's value in the row is read nowhere."""
+    head, task = architecture.head, architecture.task
+    if not isinstance(head, ItemsHead):
+        if task == "next_item":
+            raise ArchitectureError(f"head: mode '{head.mode}' gives one number; task next_item needs mode: items")
+        return
+    if task != "next_item":
+        raise ArchitectureError(f"head: mode 'items' is for task next_item; use sum or linear for {task}")
+    name, target = architecture.resolve(head.items)
+    view = architecture.views.get(name)
+    if view is None or target is None or not isinstance(view.encoders[target], TableEncoder):
+        raise ArchitectureError(f"head: items: '{head.items}' is no table of a categorical field; write view.field")
+    if architecture.fields[target].kind != "categorical":
+        raise ArchitectureError(f"head: items: '{target}' is no categorical field")
+    if view.align is not None:
+        raise ArchitectureError(f"head: items: view '{name}' aligns its fields; give '{target}' a view without align")
+    for reader in architecture.nodes:
+        _check_reads(architecture, f"node '{reader.id}'", reader.inputs, target)
+    _check_reads(architecture, "head", head.inputs, target)
+
+
+def _check_reads(architecture: Architecture, where: str, refs: Sequence[str], target: str) -> None:
+    for ref in refs:
+        name, field = architecture.resolve(ref)
+        view = architecture.views.get(name)
+        if view is not None and target in (view.encoders if field is None else (field,)):
+            raise ArchitectureError(
+                f"{where}: '{ref}' holds the row's own '{target}', which is what the model predicts; read other fields,"
+                f" or a sequence of '{target}'"
+            )
 
 
 def _summand_width(shape: Shape) -> int:

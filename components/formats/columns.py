@@ -37,13 +37,15 @@ def guess_kind(name: str, values: pl.Series) -> FieldKind | None:
     return "categorical" if isinstance(values.dtype, pl.Categorical | pl.Enum) else None
 
 
-def label_column(spec: DatasetSpec, url: str, names: list[str]) -> str:
-    """The label's column.
+def label_column(spec: DatasetSpec, url: str, names: list[str]) -> str | None:
+    """The label's column; None where every row is an event.
 
     Raises:
         UserError: it is not set, or not among the names.
     """
     column = spec.label.column
+    if column is None and spec.task == "next_item" and spec.label.threshold is None:
+        return None
     if column is None:
         raise UserError(f"{url}: dataset.label.column is not set; write which of {names} is predicted")
     if column not in names:

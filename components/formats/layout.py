@@ -16,7 +16,8 @@ class Layout:
 
     kinds: dict[str, FieldKind]
     """Every column that may be a field."""
-    label: str
+    label: str | None
+    """None: the rows have none."""
     others: tuple[str, ...] = ()
     """Columns that cannot be fields but may be the time."""
     time: str | None = None

@@ -1,6 +1,7 @@
 """MovieLens 1M and 10M: `ratings.dat` as `user::item::rating::time`, Latin-1.
 
-`users.dat` and `movies.dat` (gzip or not) are joined when they lie beside the ratings.
+`users.dat` and `movies.dat` (gzip or not) are joined when they lie beside the ratings. Where the next item is predicted
+movies are not: what describes the item of a row gives it away.
 Source: the README that GroupLens ships with the files.
 """
 
@@ -24,7 +25,7 @@ def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
     names = ["user", "item"]
     if _users_url(urls[0]):
         names += _USERS[1:]
-    if _movies_url(urls[0]):
+    if _movies_url(urls[0]) and spec.task != "next_item":
         names += ["genres", "year"]
     return Layout(dict.fromkeys(names, "categorical"), label="rating", time="time", group="user")
 

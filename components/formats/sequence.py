@@ -1,13 +1,14 @@
 """Event sequences without labels: SASRec's `user item` pairs, or a line `user item item ...` per user, oldest first.
 
-Every event becomes a row with label 1; ingest adds the user's earlier items as `history` and draws negatives.
+Every event becomes a row; ingest adds the user's earlier items as `history`. For task ctr events have label 1, and
+ingest draws negatives with label 0.
 """
 
 from collections.abc import Iterator
 
 import polars as pl
 
-from components.dataset import DatasetSpec
+from components.dataset import HISTORY, ITEM, DatasetSpec
 from components.formats.layout import Format, Layout
 from components.formats.text import first_lines, one_space, read_lines, split_columns
 from components.rejects import TEXT, Rejects
@@ -17,9 +18,7 @@ _LOOK = 1000
 
 
 def describe(spec: DatasetSpec, urls: list[str]) -> Layout:
-    return Layout(
-        {"user": "categorical", "item": "categorical"}, label="event", group="user", histories={"history": "item"}
-    )
+    return Layout({"user": "categorical", ITEM: "categorical"}, label="event", group="user", histories={HISTORY: ITEM})
 
 
 def rows(spec: DatasetSpec, layout: Layout, url: str, rejects: Rejects) -> Iterator[pl.DataFrame]:

@@ -32,33 +32,45 @@ PLANTED: dict[str, Any] = {
 SETTINGS = TrainSettings(epochs=2, batch_size=256, learning_rate=5e-3)
 
 
-def settings(task: str = "ctr", register: str | None = None) -> dict[str, Any]:
-    """All sections of a spec, as a step gets them."""
+def settings(task: str = "ctr", register: str | None = None, source: Path | None = None) -> dict[str, Any]:
+    """All sections of a spec, as a step gets them; for next items `source` is a sequence file."""
     planted = PLANTED | ({"mean": 3.5, "noise": 0.5} if task == "rating" else {})
+    rows = (
+        {"format": "planted", "planted": planted} if source is None else {"format": "sequence", "source": str(source)}
+    )
     sections = {
-        "dataset": DatasetSpec.model_validate({"format": "planted", "task": task, "planted": planted}),
+        "dataset": DatasetSpec.model_validate({"task": task, **rows}),
         "search": SearchSpec(trials=3),
         "train": TrainSpec(seeds=2, baselines=["fm", "deepfm"]),
-        "evaluate": EvaluateSpec(register=register),
+        "evaluate": EvaluateSpec(register=register, metric=None if source is None else "ndcg_at_10"),
     }
     return {name: section.model_dump(mode="json") for name, section in sections.items()} | {"tracking": {"uri": None}}
 
 
-def evaluation(root: Path, inputs: dict[str, Path], task: str = "ctr", register: str | None = None) -> Path:
+def evaluation(
+    root: Path,
+    inputs: dict[str, Path],
+    task: str = "ctr",
+    register: str | None = None,
+    source: Path | None = None,
+) -> Path:
     """The output folder of the evaluate step for `inputs`."""
     output = root / "evaluate.partial"
     output.mkdir()
     with Tracker(output, pipeline="small", step="evaluate") as tracker:
-        step.evaluate("small", settings(task, register), inputs, output, lambda *_, **__: None, tracker)
+        step.evaluate("small", settings(task, register, source), inputs, output, lambda *_, **__: None, tracker)
     return output
 
 
-def steps(root: Path, task: str = "ctr", names: tuple[str, ...] = ("mlp", "fm", "deepfm")) -> dict[str, Path]:
+def steps(
+    root: Path, task: str = "ctr", names: tuple[str, ...] = ("mlp", "fm", "deepfm"), source: Path | None = None
+) -> dict[str, Path]:
     """The folders ingest, search and train below `root`; the first model counts as found by the search."""
     folders = {name: root / name for name in ("ingest", "search", "train")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    ingest(DatasetSpec.model_validate(settings(task)["dataset"]), folders["ingest"], lambda *_: None)
+    dataset = settings(task, source=source)["dataset"]
+    ingest(DatasetSpec.model_validate(dataset), folders["ingest"], lambda *_: None)
     schema = DatasetSchema.load(folders["ingest"])
     models = [_model(name, name == names[0], schema, folders) for name in names]
     (folders["train"] / "models.json").write_text(json.dumps(models))

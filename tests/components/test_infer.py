@@ -66,7 +66,9 @@ def test_known_formats_are_recognised(case: str, tmp_path: Path) -> None:
     good = [line for number, line in enumerate(sample.lines, 1) if number not in sample.bad]
     path = tmp_path / sample.name
     path.write_text("\n".join(good))
-    assert yaml.safe_load(infer(str(path)))["dataset"]["format"] == case.split("-")[0]
+    proposal = yaml.safe_load(infer(str(path)))["dataset"]
+    assert proposal["format"] == case.split("-")[0]
+    assert (proposal["task"] == "next_item") == (proposal["format"] == "sequence")
 
 
 def test_an_empty_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -175,6 +175,54 @@ def parquet() -> Sample:
     )
 
 
+NEXT = {"task": "next_item"}
+"""Any format with groups in an order can do it: the spec says no more than the format needs."""
+
+
+def pairs_next() -> Sample:
+    return replace(pairs(), spec=NEXT, rows=ROWS)
+
+
+def movielens_next() -> Sample:
+    fields = (
+        "user",
+        "item",
+        "gender",
+        "age",
+        "occupation",
+        "zip",
+        "history",
+    )  # not genres and year: they tell the item
+    return replace(movielens(), spec=NEXT, fields=fields, bad={3: "3 columns instead of 4"}, rows=ROWS + 1)
+
+
+def netflix_next() -> Sample:
+    sample = netflix()
+    bad = {line: reason for line, reason in sample.bad.items() if reason != "no label"}
+    return replace(sample, spec=NEXT, fields=("user", "item", "history"), bad=bad, rows=ROWS + 1)
+
+
+def csv_next() -> Sample:
+    rng = np.random.default_rng(10)
+    lines = ["member,what,when,stars"]
+    lines += [f"m{rng.integers(1, 30)},w{rng.integers(20)},{k},{1 + k % 5}" for k in range(ROWS)]
+    lines.insert(2, "m1,,5,4")
+    lines.insert(4, ",w3,5,4")
+    lines.insert(6, "m1,w3,soon,4")
+    spec = {
+        **NEXT,
+        "group": "member",
+        "time": "when",
+        "fields": {
+            **{name: {"kind": "categorical"} for name in ("member", "what")},
+            "seen": {"kind": "sequence", "of": "what", "max_len": 5},
+        },
+        "label": {"column": "stars", "threshold": 1},
+    }
+    bad = {3: "no what", 5: "no member", 7: "when is neither a number nor an ISO date"}
+    return Sample("log.csv", lines, bad, ("member", "what", "seen"), spec)
+
+
 SAMPLES: dict[str, Callable[[], Sample]] = {
     "movielens": movielens,
     "netflix": netflix,
@@ -183,6 +231,10 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "libfm": libfm,
     "sequence-pairs": pairs,
     "sequence-lists": lists,
+    "sequence-next": pairs_next,
+    "movielens-next": movielens_next,
+    "netflix-next": netflix_next,
+    "csv-next": csv_next,
     "csv": csv,
     "parquet": parquet,
 }

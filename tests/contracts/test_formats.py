@@ -1,6 +1,7 @@
 """One suite that every dataset format passes."""
 
 import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,13 @@ def test_reads_the_original_layout(case: str, packed: bool, scheme: str, tmp_pat
         pytest.skip("Parquet compresses its own pages")
     folder = f"memory://{tmp_path.name}-{case}" if scheme == "memory" else f"file://{tmp_path}"
     schema = _run(_spec(case, _put(sample, folder, packed)), tmp_path / "out")
-    assert sum(schema.rows.values()) == sample.rows
+    unknown = json.loads((tmp_path / "out" / "statistics.json").read_text()).get("unknown_target", {})
+    assert sum(schema.rows.values()) + sum(unknown.values()) == sample.rows
     assert tuple(field.name for field in schema.fields) == sample.fields
     assert DatasetSchema.load(tmp_path / "out") == schema
     for split, rows in _shards(tmp_path / "out").items():
         assert rows.height == schema.rows[split]
-        assert rows.columns == [*sample.fields, "label"]
+        assert rows.columns == [*sample.fields, *([] if schema.target else ["label"])]
 
 
 def test_rejects_bad_rows_with_line_and_reason(case: str, source: str, tmp_path: Path) -> None:
@@ -90,7 +92,9 @@ def test_splits_are_reproducible(case: str, source: str, tmp_path: Path) -> None
         _run(_spec(case, source, split=split), tmp_path / name)
     one, same, other = (_shards(tmp_path / name) for name in ("one", "same", "other"))
     assert all(one[split].equals(same[split]) for split in SPLITS)
-    assert not all(one[split].equals(other[split]) for split in SPLITS)
+    # The last rows of users are the same for any seed, unless negatives are drawn with it.
+    drawn = SAMPLES[case]().spec.get("task") != "next_item"
+    assert all(one[split].equals(other[split]) for split in SPLITS) != drawn
 
 
 def test_gzip_changes_nothing(case: str, source: str, tmp_path: Path) -> None:
@@ -107,8 +111,9 @@ def test_gzip_changes_nothing(case: str, source: str, tmp_path: Path) -> None:
 def test_statistics_are_of_training_rows_only(case: str, source: str, tmp_path: Path) -> None:
     schema = _run(_spec(case, source), tmp_path / "out")
     train = _shards(tmp_path / "out")["train"]
-    assert schema.label_mean == pytest.approx(train["label"].mean())
-    assert (schema.label_min, schema.label_max) == (train["label"].min(), train["label"].max())
+    label = train["label"] if schema.target is None else pl.Series([1.0])
+    assert schema.label_mean == pytest.approx(label.mean())
+    assert (schema.label_min, schema.label_max) == (label.min(), label.max())
     for name in schema.names("categorical"):
         vocabulary = pl.read_parquet(tmp_path / "out" / "vocabulary" / f"{name}.parquet")
         counts = np.bincount(train[name].to_numpy(), minlength=schema.field(name).cardinality)
@@ -126,7 +131,7 @@ def test_encoding_raw_rows_gives_the_shards(case: str, source: str, tmp_path: Pa
     assert examples.height == min(test.height, 1000)
     encoder = Encoder(tmp_path / "out")
     assert set(encoder.inputs) <= set(examples.columns)
-    assert encoder.encode(examples).equals(test[examples["row"].to_list()].drop("label"), null_equal=True)
+    assert encoder.encode(examples).equals(test[examples["row"].to_list()].drop("label", strict=False), null_equal=True)
 
 
 def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path: Path) -> None:
@@ -143,6 +148,27 @@ def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path
         assert encoded[name].is_nan().all() == schema.field(name).missing
     for name in schema.names("sequence"):
         assert encoded[name].list.len().to_list() == [0] * nothing.height
+
+
+def test_next_item_splits_every_user_at_the_end_and_predicts_what_follows_the_history(
+    case: str, source: str, tmp_path: Path
+) -> None:
+    schema = _run(_spec(case, source), tmp_path / "out")
+    if schema.task != "next_item":
+        pytest.skip("another task")
+    target, sequence = schema.target or "", schema.names("sequence")[0]
+    assert schema.field(sequence).of == target == schema.fields[1].name
+    shards = _shards(tmp_path / "out")
+    for rows in shards.values():
+        assert (rows[target] > 0).all()
+    test = dict(shards["test"].select(schema.group, sequence).iter_rows())
+    valid = dict(shards["valid"].select(schema.group, target).iter_rows())
+    both = test.keys() & valid.keys()
+    assert len(both) > 10
+    assert all(test[user][-1] == valid[user] for user in both)
+    train = shards["train"].group_by(schema.group).agg(pl.col(target).last()).rows()
+    before = dict(shards["valid"].select(schema.group, sequence).iter_rows())
+    assert all(before[user][-1] == last for user, last in train if user in before)
 
 
 def test_avazu_models_take_the_hour_as_it_stands_in_the_files(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.engines import sampled
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
-from trainer.methods.settings import BackboneSettings
+from trainer.methods.settings import TASKS, BackboneSettings
 from trainer.methods.table import METHODS
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
@@ -151,7 +151,7 @@ def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
 
 def test_every_method_of_a_pipeline_file_is_in_the_table() -> None:
     named = set(SearchSpec.model_json_schema()["properties"]["method"]["enum"])
-    assert named - {"none"} == set(METHODS)
+    assert named - {"none"} == set(METHODS) == set(TASKS)
     for method in METHODS.values():
         assert (method.plan is None) == (method.supernet is None)
 
@@ -297,7 +297,7 @@ BACKBONES = [
     for method in METHODS
     if isinstance(settings_of(method), BackboneSettings)
     for backbone in zoo.names()
-    if settings_of(method).opens(zoo.parts(backbone))
+    if settings_of(method).opens(zoo.parts(backbone, "ctr"))
 ]
 
 

@@ -87,6 +87,13 @@ def test_mistakes_are_one_line(file: Path, options: tuple[str, ...], message: st
     assert "\n" not in str(error.value)
 
 
+def test_next_items_are_not_planned(file: Path) -> None:
+    text = FILE.replace("label: {column: clicked}", "task: next_item").replace("dlrm, din", "sasrec")
+    file.write_text(f"{text}  search: {{method: none}}\n")
+    with pytest.raises(UserError, match="task next_item has its table of items whole on every process"):
+        planned(file, "--rows", "user=10")
+
+
 def test_units_are_powers_of_1024() -> None:
     assert capacity.size("--hbm", "80GB") == capacity.size("--hbm", "80 GiB") == 80 * 1024**3
     assert capacity.size("--host-memory", "1.5TB") == 1536 * 1024**3

@@ -1,12 +1,15 @@
 """Every mistake in a pipeline file is one line with its place, what is wrong, and what to write instead."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from components.settings import Method
 from pipelines.messages import SpecError
 from pipelines.spec import load
 
+METHODS = get_args(Method)
 GOOD = """\
 apiVersion: dalil.dev/v1alpha1
 kind: SearchPipeline
@@ -56,7 +59,7 @@ CASES = [
         "'bayes' is not one of random, greedy, bayesian, grid; did you mean 'bayesian'?",
     ),
     ("format: movie", "format: movielens", 8, "'movie' is not one of movielens, netflix"),
-    ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating; did you mean 'rating'?"),
+    ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating, next_item; did you mean 'rating'?"),
     ("metric: auc", "metric: mse", 19, "spec.evaluate.metric: auc does not fit dataset.task rating; write mse or rmse"),
     ("metric: msse", "metric: mse", 19, "did you mean 'mse'?"),
     ("name: Movies", "name: movies", 4, "metadata.name: 'Movies' does not fit: lower-case letters"),
@@ -171,6 +174,72 @@ def test_sequence_models_fit_a_dataset_with_a_history(tmp_path: Path, changes: t
     pipeline = load(file, (*changes, "train.baselines=[din, mlp]"))
 
     assert pipeline.spec.train.baselines[0] == "din"
+
+
+NEXT = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: next}
+spec:
+  dataset: {source: Beauty.txt, format: sequence, task: next_item}
+  search: {method: none}
+  train: {baselines: [sasrec, pooling]}
+"""
+
+
+def test_a_file_of_next_items_needs_little(tmp_path: Path) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text(NEXT)
+
+    spec = load(file).spec
+
+    assert (spec.dataset.split.by, spec.evaluate.metric) == ("leave_last_out", "ndcg_at_10")
+    assert load(file, ("dataset.format=movielens", "dataset.split.by=time")).spec.dataset.split.by == "time"
+    assert load(file, ("dataset.format=movielens", "dataset.label.threshold=4")).spec.dataset.label.threshold == 4
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "none"])
+def test_no_method_searches_next_items_yet(tmp_path: Path, method: str) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text(NEXT.replace("method: none", f"method: {method}"))
+
+    with pytest.raises(SpecError) as caught:
+        load(file)
+
+    assert str(caught.value) == f"{file}:6: spec.search.method: {method} does not do dataset.task next_item; write none"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.baselines=[sasrec, din]",
+            "spec.train.baselines[1]: din does not do dataset.task next_item; valid here: g",
+        ),
+        ("train.baselines=[sasrek]", "spec.train.baselines[0]: no model 'sasrek' in the zoo; did you mean 'sasrec'?"),
+        (
+            "train.baseline_settings={pooling: {choices: {mlp.units: [64]}}}",
+            "pooling has no choice 'mlp.units'; valid here: embedding.dim, pool.kind",
+        ),
+        ("evaluate.metric=auc", "auc does not fit dataset.task next_item; write ndcg_at_10 or hr_at_10 or mrr or nll"),
+        ("dataset.split.by=random", "spec.dataset: task next_item cannot be split by: random"),
+        ("dataset.negatives=3", "spec.dataset: task next_item meets all items, so it draws no 'negatives'"),
+        ("dataset.label={threshold: 4}", "spec.dataset: a sequence file has no labels"),
+        (
+            "dataset.format=csv",
+            "spec.dataset: task next_item predicts the field that a sequence is 'of': declare one in",
+        ),
+    ],
+)
+def test_mistakes_of_next_items(tmp_path: Path, override: str, message: str) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text(NEXT)
+
+    with pytest.raises(SpecError) as caught:
+        load(file, (override,))
+
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ spec:
 pytestmark = pytest.mark.slow
 
 
-def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: str, pipeline: str = PIPELINE) -> "subprocess.Popen[str]":
     home.mkdir(exist_ok=True)
-    (home / "tiny.yaml").write_text(PIPELINE)
+    (home / "tiny.yaml").write_text(pipeline)
     return subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli", "run", "tiny.yaml", *arguments],
         cwd=home,
@@ -50,8 +50,8 @@ def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def finish(home: Path, *arguments: str) -> tuple[int, str, str]:
-    process = start(home, *arguments)
+def finish(home: Path, *arguments: str, pipeline: str = PIPELINE) -> tuple[int, str, str]:
+    process = start(home, *arguments, pipeline=pipeline)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -133,6 +133,35 @@ def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+NEXT = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: tiny}
+spec:
+  dataset: {source: events.txt, format: sequence, task: next_item}
+  search: {method: none, trials: 1, tune: {table_l2: []}}
+  train: {seeds: 1, batch_size: 64, epochs: 8, learning_rate: 0.02, table_l2: 0, baselines: [pooling, gru4rec, sasrec]}
+  evaluate: {register: tiny-items}
+"""
+
+
+def test_a_run_of_next_items(tmp_path: Path) -> None:
+    """Every user goes round a circle of items, so that the last one tells the next."""
+    lines = [f"u{user} " + " ".join(f"i{(user * 7 + k) % 20}" for k in range(4 + user % 5)) for user in range(200)]
+    (tmp_path / "events.txt").write_text("\n".join(lines))
+
+    code, output, errors = finish(tmp_path, pipeline=NEXT)
+
+    assert code == 0, errors
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    found = {entry["name"]: entry["metrics"]["test"] for entry in report["leaderboard"]}
+    assert set(found) == {"pooling", "gru4rec", "sasrec"}
+    assert found[report["champion"]]["mrr"]["mean"] > 0.9
+    assert "NDCG@10" in output
+    example = tmp_path / "runs" / "tiny" / "evaluate" / "model" / "serving_input_example.json"
+    assert json.loads(example.read_text())["dataframe_split"]["columns"] == ["user", "history"]
 
 
 @pytest.fixture

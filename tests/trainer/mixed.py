@@ -23,13 +23,14 @@ def mixed_schema(task: Task = "ctr") -> DatasetSchema:
     )
     return DatasetSchema(
         task=task,
-        label="label",
+        label="item" if task == "next_item" else "label",
+        target="item" if task == "next_item" else None,
         fields=fields,
         group="user",
         rows={"train": 100},
-        label_mean=0.3 if task == "ctr" else 3.5,
+        label_mean={"ctr": 0.3, "rating": 3.5, "next_item": 1}[task],
         label_min=0 if task == "ctr" else 1,
-        label_max=1 if task == "ctr" else 5,
+        label_max=5 if task == "rating" else 1,
     )
 
 
@@ -56,7 +57,11 @@ def batch_of(schema: DatasetSchema, rows: int = 8, seed: int = 0, steps: int | N
         lengths[name][0] = 0
         ids_BT = torch.randint(0, field.cardinality, (rows, width), generator=draw)
         sequences[name] = ids_BT * (torch.arange(width) < lengths[name][:, None])
-    label = torch.randint(0, 2, (rows,), generator=draw).float()
+    if schema.target is None:
+        label = torch.randint(0, 2, (rows,), generator=draw).float()
+    else:
+        column = schema.names("categorical").index(schema.target)
+        label = ids[column] = torch.randint(1, categorical[column], (rows,), generator=draw)
     stacked = torch.stack(ids, 1) if ids else torch.zeros(rows, 0, dtype=torch.int64)
     return Batch(stacked, numeric, label, sequences, lengths)
 

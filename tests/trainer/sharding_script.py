@@ -31,18 +31,19 @@ def main(folder: Path, name: str, rank: int, world: int) -> None:
     if world > 1:
         store = f"file://{(folder / 'store').resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(minutes=5))
-    rows = small.table if name == "small" else small.categorical
-    settings = SETTINGS.model_copy(update={"table_optimizer": "lazy_adam" if name == "deepfm" else "auto"})
+    rows = {"small": small.table, "sasrec": small.chain}.get(name, small.categorical)
+    made = {"small": small.model, "sasrec": lambda: small.next_item_model("sasrec")}
+    settings = SETTINGS.model_copy(update={"table_optimizer": "auto" if name == "small" else "lazy_adam"})
     train, valid = rows(320).share(rank, world), rows(101, seed=1).share(rank, world)
-    built = small.model() if name == "small" else small.zoo_model(name)
+    built = made[name]() if name in made else small.zoo_model(name)
     model = shard(built, settings) if world > 1 else built
-    result = fit(model, train, valid, settings, task="ctr", seed=4, checkpoints=folder / "checkpoints")
+    result = fit(model, train, valid, settings, task=train.schema.task, seed=4, checkpoints=folder / "checkpoints")
     predictions = predict(model, valid)
     save_weights(model, folder / "weights.safetensors")
     held = [name for name in local_weights(model) if ".embedding_bags." in name]
     facts = {
         "train": [record.train_loss for record in result.history],
-        "valid": [record.valid["logloss"] for record in result.history],
+        "valid": [list(record.valid.values()) for record in result.history],
         "samples": result.samples,
         "predictions": predictions.tolist(),
         "tables": held,

@@ -13,6 +13,7 @@ from trainer.schema import DatasetSchema, Field, Task
 from trainer.space import fill_params
 
 USERS, ITEMS, STEPS = 40, 30, 4
+CHAIN_ITEMS = 31
 
 
 def schema(task: Task, rows: int) -> DatasetSchema:
@@ -123,3 +124,38 @@ def one_table() -> Model:
         table_init=0.05,
         seed=1,
     )
+
+
+def chain_schema(rows: int) -> DatasetSchema:
+    return DatasetSchema(
+        task="next_item",
+        label="item",
+        target="item",
+        fields=(
+            Field(name="item", kind="categorical", cardinality=CHAIN_ITEMS),
+            Field(name="history", kind="sequence", cardinality=CHAIN_ITEMS, of="item", max_len=STEPS),
+        ),
+        rows={"train": rows, "valid": rows, "test": rows},
+        label_mean=1,
+        label_min=1,
+        label_max=1,
+    )
+
+
+def chain(rows: int, *, seed: int = 0) -> Table:
+    """The next item is a fixed function of the last one; what came before is noise."""
+    follows = 1 + np.random.default_rng(7).permutation(CHAIN_ITEMS - 1)
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, STEPS + 1, rows)
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    values = random.integers(1, CHAIN_ITEMS, offsets[-1])
+    target = torch.from_numpy(follows[values[offsets[1:] - 1] - 1])
+    past = Jagged(torch.from_numpy(values.astype(np.int32)), torch.from_numpy(offsets))
+    ids = target.int()[:, None]
+    return Table(chain_schema(rows), ids, torch.empty(rows, 0), target, {"history": past})
+
+
+def next_item_model(name: str) -> Model:
+    """A model of the zoo by default, but without dropout, for the rows of `chain`."""
+    filled = fill_params(zoo.template(name, chain_schema(1)), {"transformer.dropout": 0})
+    return build(Architecture.from_dict(filled), label_mean=1, table_init=0.05, seed=1)

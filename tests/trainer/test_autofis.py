@@ -27,7 +27,7 @@ from trainer.modules.tables import leaves
 from trainer.shapes import count
 from trainer.space import choices, fill_params
 
-BACKBONES = [name for name in zoo.names() if AutoFISSettings().opens(zoo.parts(name))]
+BACKBONES = [name for name in zoo.names() if AutoFISSettings().opens(zoo.parts(name, "ctr"))]
 ROWS = {"mixed": mixed_rows(60), "planted": planted(60)}
 
 backbones = pytest.mark.parametrize("backbone", ["fm", "deepfm", "ipnn", "fwfm", "dlrm"])

@@ -25,7 +25,7 @@ from trainer.modules import products
 from trainer.shapes import V, infer
 from trainer.space import choices
 
-BACKBONES = [name for name in zoo.names() if AutoGroupSettings().opens(zoo.parts(name))]
+BACKBONES = [name for name in zoo.names() if AutoGroupSettings().opens(zoo.parts(name, "ctr"))]
 ROWS = {"mixed": mixed_rows(60), "planted": planted(60)}
 NAMES = {"mixed": ("user", "price", "item", "age", "site.id"), "planted": ("a", "b", "c", "d", "e")}
 SMALL: dict[str, Any] = {"first": [2], "second": [4], "third": [3], "dims": [3], "epochs": 2}

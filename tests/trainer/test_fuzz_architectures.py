@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from tests.trainer.mixed import batch_of, mixed_schema, parameters
-from trainer.architecture import Architecture, ArchitectureError, fields_of
-from trainer.build import build
+from trainer.architecture import Architecture, ArchitectureError, ItemsHead, fields_of
+from trainer.build import Model, build
 from trainer.shapes import count, infer
 
 SCHEMA = mixed_schema()
@@ -160,6 +161,10 @@ def description(draw: Draw) -> dict[str, Any]:
     aware = [name for name, spec in views.items() if any(e["kind"] == "pairs_table" for e in spec["encoders"].values())]
     refs = [name for name in views if name not in sequences + aware]
     refs += [f"{name}.{field}" for name in refs for field in views[name]["encoders"]]
+    next_item = draw.random() < 0.3
+    if next_item and draw.random() < 0.9:  # mostly what does not hold the answer
+        refs, aware = [ref for ref in refs if "item" not in labels(ref, views)], []
+    views_left = [ref for ref in refs if ref in views]
     nodes: list[dict[str, Any]] = []
     for number in range(draw.randint(0, 5)):
         op = draw.choice(list(OPS))
@@ -173,7 +178,7 @@ def description(draw: Draw) -> dict[str, Any]:
             inputs = [draw.choice(aware)]
         elif op in LISTING and draw.random() < 0.7:
             # Fields met twice cannot be listed by name.
-            inputs = [draw.choice([name for name in views if name not in sequences + aware] or refs or list(views))]
+            inputs = [draw.choice(views_left or refs or list(views))]
         elif op in (*SEQUENCE_OPS, "target_attention", "ffm") and draw.random() < 0.9:
             op = "mlp"
         node = {"id": f"n{number}", "op": op, "in": inputs, **OPS[op](draw)}
@@ -181,14 +186,13 @@ def description(draw: Draw) -> dict[str, Any]:
             node |= listing(draw, op, [label for ref in inputs for label in labels(ref, views)])
         nodes.append(node)
         (sequences if op in STEPWISE_OPS else refs).append(f"n{number}")
-    mode, inputs = draw.choice(["sum", "linear"]), some(draw, refs or list(views), 3)
-    return {
-        "task": draw.choice(["ctr", "rating"]),
-        "fields": fields_of(SCHEMA),
-        "views": views,
-        "nodes": nodes,
-        "head": {"mode": mode, "in": inputs, "bias": draw.random() < 0.8},
-    }
+    task, mode = draw.choice(["ctr", "rating"]), draw.choice(["sum", "linear"])
+    head: dict[str, Any] = {"mode": mode, "in": some(draw, refs or list(views), 3), "bias": draw.random() < 0.8}
+    if next_item:
+        task = "next_item"
+        if draw.random() < 0.9:
+            head |= {"mode": "items", "items": "v0.item"}
+    return {"task": task, "fields": fields_of(SCHEMA), "views": views, "nodes": nodes, "head": head}
 
 
 def behavior_model(draw: Draw) -> dict[str, Any]:
@@ -232,7 +236,14 @@ def check(data: dict[str, Any]) -> bool:
     assert parameters(model.lift_parameters()) == counts.lifts
     assert parameters(model.dense_parameters()) == counts.lifts + counts.dense
     output = model(batch_of(SCHEMA, rows=3))
-    assert output.shape == (3,)
+    if isinstance(architecture.head, ItemsHead):
+        target = architecture.head.items.partition(".")[2]
+        assert output.shape == (3, architecture.fields[target].cardinality)
+        assert torch.equal(output[:, 0].isneginf(), torch.ones(3, dtype=torch.bool))
+        assert_blind(model, target)
+        output = output[:, 1:]
+    else:
+        assert output.shape == (3,)
     if output.requires_grad:
         output.sum().backward()
     live = architecture.live()
@@ -240,6 +251,17 @@ def check(data: dict[str, Any]) -> bool:
     assert count(live) == counts
     assert live.hash == architecture.hash == Architecture.from_dict(architecture.to_dict()).hash
     return True
+
+
+def assert_blind(model: Model, target: str) -> None:
+    """What is predicted does not depend on the row's own value of it."""
+    model.eval()
+    batch = batch_of(SCHEMA, rows=3)
+    ids_BC = batch.categorical.clone()
+    column = SCHEMA.names("categorical").index(target)
+    ids_BC[:, column] = (ids_BC[:, column] + 1) % SCHEMA.field(target).cardinality
+    assert torch.equal(model(batch), model(replace(batch, categorical=ids_BC)))
+    model.train()
 
 
 def check_refused(message: str) -> bool:

@@ -56,4 +56,7 @@ def test_rating_errors() -> None:
 
 def test_every_task_reports_what_it_is_judged_by() -> None:
     for task, metric in metrics.MAIN.items():
-        assert metric in metrics.evaluate(task, [0.0, 1.0], [0.5, 0.5])
+        prediction = [[0.7, 2.0, 1.0]] * 2 if task == "next_item" else [0.5, 0.5]
+        measured = metrics.evaluate(task, [0.0, 1.0], prediction)
+        assert measured[metric] == pytest.approx(metrics.losses(task, [0.0, 1.0], prediction).mean())
+        assert metric not in metrics.HIGHER_IS_BETTER

@@ -31,7 +31,7 @@ def run(folder: Path, model: str, world: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["small", "deepfm"])
+@pytest.mark.parametrize("model", ["small", "deepfm", "sasrec"])
 def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -> None:
     [alone] = run(tmp_path / "one", model, 1)
     first, second = run(tmp_path / "two", model, 2)
@@ -52,4 +52,8 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -
     ours, expected = load_file(tmp_path / "two/weights.safetensors"), load_file(tmp_path / "one/weights.safetensors")
     assert ours.keys() == expected.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(ours[name], weight, rtol=1e-3, atol=1e-4)
+        parts = [weight, ours[name]]
+        if name.endswith("qkv.bias"):
+            # The keys' bias adds one number to all scores of a soft-max: its gradient is rounding that Adam scales up.
+            parts = [torch.cat([query, value]) for query, _, value in (part.chunk(3) for part in parts)]
+        torch.testing.assert_close(parts[1], parts[0], rtol=1e-3, atol=1e-4)

@@ -10,11 +10,13 @@ from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import build
 from trainer.errors import UserError
+from trainer.fit import loss
 from trainer.schema import DatasetSchema, Task
 from trainer.shapes import count
 from trainer.space import choices, fill, fill_params
 
 SEQUENCE_MODELS = ("din", "gru4rec", "nextitnet", "pooling", "sasrec", "youtube_dnn")
+ABLE: list[tuple[str, Task]] = [(name, task) for name in zoo.names() for task in zoo.tasks(name)]
 
 
 def defaults(name: str, schema: DatasetSchema) -> Architecture:
@@ -27,8 +29,12 @@ def test_the_zoo_is_complete() -> None:
     assert all(zoo.description(name) for name in zoo.names())
 
 
-@pytest.mark.parametrize("task", ["ctr", "rating"])
-@pytest.mark.parametrize("name", zoo.names())
+def test_tasks() -> None:
+    assert {name for name, task in ABLE if task == "next_item"} == {"gru4rec", "pooling", "sasrec"}
+    assert all({"ctr", "rating"} <= set(zoo.tasks(name)) for name in zoo.names())
+
+
+@pytest.mark.parametrize(("name", "task"), ABLE)
 def test_builds_counts_and_trains(name: str, task: Task) -> None:
     schema = mixed_schema(task)
     description = defaults(name, schema)
@@ -36,26 +42,27 @@ def test_builds_counts_and_trains(name: str, task: Task) -> None:
     counts = count(description)
     assert parameters(model.table_parameters()) == counts.tables
     assert parameters(model.dense_parameters()) == counts.lifts + counts.dense
-    output = model(batch_of(schema, rows=4))
-    assert output.shape == (4,)
-    output.square().sum().backward()
+    batch = batch_of(schema, rows=4)
+    output = model(batch)
+    assert output.shape == ((4, 30) if task == "next_item" else (4,))
+    loss(task, output, batch).backward()
     found = gradients(model)
     for parameter_name, _ in model.named_parameters():
         assert parameter_name in found
         assert found[parameter_name].isfinite().all(), parameter_name
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_every_setting_builds(name: str) -> None:
+@pytest.mark.parametrize(("name", "task"), ABLE)
+def test_every_setting_builds(name: str, task: Task) -> None:
     """Each option of each choice once, the others as they are by default."""
-    schema = mixed_schema()
+    schema = mixed_schema(task)
     space = zoo.template(name, schema)
     batch = batch_of(schema)
     for choice in choices(space).values():
         for index in range(len(choice.labels)):
             description = Architecture.from_dict(fill_params(space, {choice.name: index}))
             model = build(description, label_mean=0.3, table_init=0.1, seed=0)
-            assert model(batch).isfinite().all()
+            assert loss(task, model(batch), batch).isfinite()
             assert parameters(list(model.parameters())) == count(description).total
 
 
@@ -122,6 +129,7 @@ def test_autoint_alone_has_no_layers() -> None:
         ("depfm", flat_schema(), "no model 'depfm'; did you mean 'deepfm'"),
         ("../x", flat_schema(), "no model"),
         ("din", flat_schema(), "needs a sequence field"),
+        ("din", mixed_schema("next_item"), "din does not do task 'next_item'; it does ctr, rating"),
         ("mf", flat_schema().model_copy(update={"fields": flat_schema().fields[:1]}), "two categorical fields"),
         ("dlrm", flat_schema().model_copy(update={"fields": mixed_schema().fields[3:4]}), "needs a categorical field"),
     ],
@@ -145,12 +153,12 @@ def test_a_zoo_model_can_fit_noise() -> None:
     assert loss.item() < 0.1
 
 
-@pytest.mark.parametrize("name", zoo.names())
-def test_runs_in_bf16(name: str) -> None:
-    schema = mixed_schema()
+@pytest.mark.parametrize(("name", "task"), ABLE)
+def test_runs_in_bf16(name: str, task: Task) -> None:
+    schema = mixed_schema(task)
     model = build(defaults(name, schema), label_mean=0.3, table_init=0.1, seed=0).eval()
     batch = batch_of(schema)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = model(batch)
-    low.float().sum().backward()
+    loss(task, low, batch).backward()
     torch.testing.assert_close(low.float(), model(batch), rtol=0.05, atol=0.05)

@@ -14,6 +14,8 @@ from pydantic import (
     model_validator,
 )
 
+from trainer.schema import Task
+
 Interactor = Literal[
     "InnerProduct", "MLP", "FM", "CrossNet", "SelfAttention", "Elementwise", "Concatenate", "RandomSelect"
 ]
@@ -21,6 +23,12 @@ Mapper = Literal["auto", "latent", "sparse"]
 ElementwiseKind = Literal["sum", "average", "multiply", "max", "min"]
 Dropout = float
 NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]
+
+
+TASKS: dict[str, tuple[Task, ...]] = dict.fromkeys(
+    ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde"), ("ctr", "rating")
+)
+"""What the models that each method finds can predict."""
 
 
 class BackboneSettings(BaseModel):

@@ -57,11 +57,18 @@ class TableSpec:
     """Sequence fields that read the table."""
     first: int = 0
     block: bool = False
+    whole: bool = False
+    """All of its rows are read at once (`Tables.whole`)."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it lies in a tensor of its own, and on every process: more is read of it than one row per row."""
+        return self.whole or bool(self.sequences)
 
     @property
     def parameter(self) -> str:
         """Name of its parameter within `Tables`."""
-        collection = f"embeddings.{self.dim}.embeddings" if self.sequences else "bags.embedding_bags"
+        collection = f"embeddings.{self.dim}.embeddings" if self.alone else "bags.embedding_bags"
         return f"{collection}.{self.name}.weight"
 
     @property
@@ -135,13 +142,13 @@ class Tables(nn.Module):
         self.columns = dict(columns)
         self.table_init, self.seed = table_init, seed
         self.specs = ordered = list(specs)
-        pooled = [spec for spec in ordered if not spec.sequences]
+        pooled = [spec for spec in ordered if not spec.alone]
         self.bags: Any = EmbeddingBagCollection(list(map(_bag_config, pooled)), device=_META) if pooled else None
         self.embeddings = nn.ModuleDict()
         self._bag_lookup = _Lookup.of(pooled)
         self._lookups: dict[str, _Lookup] = {}
-        for dim in sorted({spec.dim for spec in ordered if spec.sequences}):
-            group = [spec for spec in ordered if spec.sequences and spec.dim == dim]
+        for dim in sorted({spec.dim for spec in ordered if spec.alone}):
+            group = [spec for spec in ordered if spec.alone and spec.dim == dim]
             self.embeddings[str(dim)] = EmbeddingCollection([EmbeddingConfig(**_config(spec)) for spec in group], _META)
             self._lookups[str(dim)] = _Lookup.of(group)
         self._blocks = {spec.features[0]: spec for spec in ordered if spec.block}
@@ -185,9 +192,16 @@ class Tables(nn.Module):
         """Tables that are looked up and trained together: those of a view that have one width. Blocks are alone."""
         groups: dict[tuple[str, int], list[TableSpec]] = {}
         for spec in self.specs:
-            if not (spec.sequences or spec.block):
+            if not (spec.alone or spec.block):
                 groups.setdefault((spec.view, spec.dim), []).append(spec)
-        return [*groups.values(), *([spec] for spec in self.specs if spec.sequences or spec.block)]
+        return [*groups.values(), *([spec] for spec in self.specs if spec.alone or spec.block)]
+
+    def whole(self, table: str) -> Tensor:
+        """All rows of a table, (rows, dim), where gradients arrive."""
+        spec = next(spec for spec in self.specs if spec.name == table)
+        pool = next((pool for pool in self.pools if spec in pool.specs), None)
+        weight: Tensor = self._module(spec).weight if pool is None else pool.weight
+        return weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
         before = self._storages()
@@ -217,7 +231,7 @@ class Tables(nn.Module):
 
     def _module(self, spec: TableSpec) -> Any:
         """The module that holds a table's weight."""
-        if spec.sequences:
+        if spec.alone:
             return self.embeddings[str(spec.dim)].embeddings[spec.name]  # type: ignore[index]
         return self.bags.embedding_bags[spec.name]
 
@@ -272,7 +286,7 @@ class Tables(nn.Module):
             _, context, arriving = self._sent.pop(id(batch))
             answer = self.bags.compute_and_output_dist(context, arriving.wait()).wait()
         names = {spec.name: found for spec, [found] in zip(self._bag_lookup.specs, self._bag_lookup.names, strict=True)}
-        groups = [group for group in self.groups() if not group[0].sequences]
+        groups = [group for group in self.groups() if not group[0].alone]
         values = KeyedTensor.regroup([answer], [[names[spec.name] for spec in group] for group in groups])
         for group, x in zip(groups, values, strict=True):
             if group[0].name not in self.resting:

@@ -4,7 +4,10 @@ A file holds `description`, `tasks`, `needs` (what the dataset must have) and `a
 description in its views only. A view there lists `fields` (all, categorical, numeric, or names) and one `encoder` for
 each kind of field; an `optional` view that finds no field vanishes, and so does what stood on it alone. Names in braces
 stand for fields of the dataset: {user}, {item}, {sequence} (the first one), {target} (whose history the sequence is).
-Settings to tune are choices with `?` (see `trainer.space`); the defaults are sound without any tuning.
+A model that predicts the next item as well has a second architecture for that, `next_item`: what meets the item's own
+vector elsewhere meets those of all items there. It reads nothing but the sequence, for other fields of a row may
+describe the very item that was chosen. Settings to tune are choices with `?` (see `trainer.space`); the defaults are
+sound without any tuning.
 """
 
 import difflib
@@ -18,7 +21,7 @@ import yaml
 from trainer import space
 from trainer.architecture import fields_of
 from trainer.errors import UserError
-from trainer.schema import DatasetSchema, Field
+from trainer.schema import DatasetSchema, Field, Task
 
 Data = dict[str, Any]
 
@@ -41,14 +44,25 @@ def needs(name: str) -> tuple[str, ...]:
     return tuple(_load(name)["needs"])
 
 
-def parts(name: str) -> frozenset[str]:
-    """The ops, the kinds of encoders, and the choices' names that the model's file holds."""
-    return frozenset(_kinds(_load(name)["architecture"])) | set(choices(name))
+def tasks(name: str) -> tuple[Task, ...]:
+    """What the model can predict."""
+    return tuple(_load(name)["tasks"])
 
 
-def choices(name: str) -> tuple[str, ...]:
-    """The names of the choices that the model's file leaves open."""
-    return tuple(space.choices(_load(name)["architecture"]))
+def parts(name: str, task: Task) -> frozenset[str]:
+    """The ops, the kinds of encoders, and the choices' names that the model's file holds for the task."""
+    return frozenset(_kinds(_architecture(name, task))) | set(choices(name, task))
+
+
+def choices(name: str, task: Task) -> tuple[str, ...]:
+    """The names of the choices that the model's file leaves open for the task."""
+    return tuple(space.choices(_architecture(name, task)))
+
+
+def _architecture(name: str, task: Task) -> Data:
+    model = _load(name)
+    architecture: Data = model["next_item" if task == "next_item" else "architecture"]
+    return architecture
 
 
 def _kinds(data: Any) -> Iterator[str]:
@@ -65,12 +79,11 @@ def template(name: str, schema: DatasetSchema) -> Data:
 
     Raises UserError if there is no such model, or if the dataset has not what it needs.
     """
-    model = _load(name)
-    if schema.task not in model["tasks"]:
-        raise UserError(f"zoo: {name} does not do task '{schema.task}'; it does {', '.join(model['tasks'])}")
+    if schema.task not in tasks(name):
+        raise UserError(f"zoo: {name} does not do task '{schema.task}'; it does {', '.join(tasks(name))}")
     for need in needs(name):
         _check_need(name, need, schema)
-    architecture = _named(model["architecture"], _roles(schema))
+    architecture = _named(_architecture(name, schema.task), _roles(schema))
     views = {view: _view(name, view, spec, schema) for view, spec in architecture["views"].items()}
     views = {view: spec for view, spec in views.items() if spec["encoders"]}
     nodes, head = _connected(architecture["nodes"], architecture["head"], set(architecture["views"]) - set(views))
