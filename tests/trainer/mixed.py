@@ -63,7 +63,7 @@ def batch_of(schema: DatasetSchema, rows: int = 8, seed: int = 0, steps: int | N
         column = schema.names("categorical").index(schema.target)
         label = ids[column] = torch.randint(1, categorical[column], (rows,), generator=draw)
     stacked = torch.stack(ids, 1) if ids else torch.zeros(rows, 0, dtype=torch.int64)
-    return Batch(stacked, numeric, label, sequences, lengths)
+    return Batch(stacked, numeric, label, sequences, lengths, of=rows)
 
 
 def table(dim: int) -> dict[str, Any]:
