@@ -38,6 +38,14 @@ CURVES: Facts = {
     "x": [0, 100, 200],
     "series": [{"name": "user × item", "values": [0.5, 0.2, 0.0]}, {"name": "user × age", "values": [0.5, None, 0.75]}],
 }
+SCATTER: Facts = {
+    "kind": "scatter",
+    "title": "Ranks",
+    "note": "of a sample",
+    "x_name": "shared",
+    "y_name": "alone",
+    "points": [{"name": "12 parameters", "x": 0.5, "y": 0.4}, {"name": "40 parameters", "x": 0.6, "y": 0.45}],
+}
 TABLE: Facts = {
     "kind": "table",
     "title": "Dims",
@@ -60,7 +68,7 @@ def facts(evaluated_facts: Facts) -> Facts:
     """A report whose search shows one figure of each kind; fm is the backbone, autorec-1 (a DeepFM) the found model."""
     facts = copy.deepcopy(evaluated_facts)
     backbone = next(entry["architecture"] for entry in facts["leaderboard"] if entry["name"] == "fm")
-    facts["search"] |= {"found": "autorec-1", "backbone": backbone, "figures": [GATES, CURVES, TABLE]}
+    facts["search"] |= {"found": "autorec-1", "backbone": backbone, "figures": [GATES, CURVES, SCATTER, TABLE]}
     facts["champion"] = "autorec-1"
     return facts
 
@@ -117,7 +125,12 @@ def test_figures_stand_after_the_plots_in_their_order(facts: Facts) -> None:
         "The champion’s architecture: autorec-1",
     ]
     captions = [words(caption) for caption in sections(facts)["What the search saw"].iter("figcaption")]
-    assert captions == ["Gatesof the pairs", "Gates over trainingone line per pair", "Dimsper field"]
+    assert captions == [
+        "Gatesof the pairs",
+        "Gates over trainingone line per pair",
+        "Ranksof a sample",
+        "Dimsper field",
+    ]
 
 
 def test_tables_hold_every_value(facts: Facts) -> None:
@@ -320,3 +333,56 @@ def test_one_step_and_constant_curves_have_finite_places() -> None:
         assert all(map(math.isfinite, map(float, re.findall(r"-?[\d.]+", path.get("d", "")))))
         assert "nan" not in path.get("d", "")
     assert plots.curves([], [], "step", "gate") == ""
+
+
+# ---- outlines, points, and what trials led to -----------------------------------------------------------------------
+
+
+def test_marked_cells_are_outlined_where_they_are() -> None:
+    drawn = picture(plots.heatmap(["a", "b"], ["x", "y"], [[0.1, 0.2], [0.3, 0.4]], marked=[[0, 1], [1, 0]]))
+    outlines = [mark for mark in drawn.iter() if mark.get("class") == "outline"]
+    boxes = {
+        (round(float(mark.get("x", 0)) - 1, 1), round(float(mark.get("y", 0)) - 1, 1)): mark.get("class")
+        for mark in drawn.iter()
+        if mark.get("class") in ("outline",)
+    }
+    places = [
+        (round(float(mark.get("x", 0)), 1), round(float(mark.get("y", 0)), 1))
+        for mark in drawn.iter()
+        if (mark.get("class") or "").startswith("cell above")
+    ]
+    cells_drawn = places[-4:]  # behind those of the scale
+    assert len(outlines) == 2
+    assert set(boxes) == {cells_drawn[1], cells_drawn[2]}
+
+
+def test_points_lie_where_they_were_measured_and_say_what_they_are() -> None:
+    points = [plots.Point("low", 0.1, 1.0), plots.Point("high", 0.3, 2.0), plots.Point("lost", math.nan, 1.0)]
+    dots = [mark for mark in picture(plots.scatter(points, "shared", "alone")).iter() if mark.get("class") == "dot c0"]
+    assert len(dots) == 2
+    (low_x, low_y), (high_x, high_y) = [(float(dot.get("cx", 0)), float(dot.get("cy", 0))) for dot in dots]
+    assert low_x < high_x
+    assert low_y > high_y  # pixels count downwards
+    assert "low: shared 0.1, alone 1" in "".join(dots[0].itertext())
+    assert plots.scatter([], "shared", "alone") == ""
+
+
+def trial(number: int, value: float | None, size: int, state: str = "complete", study: str = "autorec") -> Facts:
+    facts: Facts = {"study": study, "number": number, "value": value, "state": state, "tables": size}
+    return {**facts, "lifts": 0, "dense": 0, "seconds": 1.0, "samples": 1, "duplicate_of": None, "params": {}}
+
+
+def test_trials_of_several_sizes_show_the_trade_off(facts: Facts) -> None:
+    facts["trials"] = [trial(0, 0.5, 100), trial(1, 0.6, 50), trial(2, 0.55, 200), trial(3, 0.1, 10, study="fm")]
+    section = sections(facts)["Search history"]
+    title = next(word for head in section.iter("h3") if (word := "".join(head.itertext())).startswith("Quality"))
+    assert title == "Quality against size of what the trials of autorec led to"
+    names = [mark.text for mark in section.iter("text") if mark.get("class") == "mark"]
+    assert names == ["0", "1", "2"]
+    described = [word for element in section.iter("title") if "Pareto" in (word := element.text or "")]
+    assert "1 (0.6000, 50 parameters), 0 (0.5000, 100 parameters)" in described[0]
+
+
+def test_trials_of_one_size_have_no_trade_off(facts: Facts) -> None:
+    facts["trials"] = [trial(0, 0.5, 100), trial(1, 0.6, 100), trial(2, 0.7, 50, state="pruned")]
+    assert not list(sections(facts)["Search history"].iter("h3"))

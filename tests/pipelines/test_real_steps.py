@@ -147,6 +147,49 @@ spec:
 """
 
 
+SAMPLED = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: tiny}
+spec:
+  dataset:
+    format: planted
+    planted:
+      rows: 4000
+      fields: {a: {cardinality: 80, effect: 0.5}, b: {cardinality: 60, effect: 0.5}}
+      interactions: [{fields: [a, b]}]
+  search:
+    method: nis
+    sampler: grid
+    trials: 2
+    workers: 2
+    nis: {backbone: fm, dim: 4, columns: 2, rows: [0.5, 1.0], budget: [0.6, 0.3], epochs: 2, sample: 4}
+  train: {candidates: 2, seeds: 1, batch_size: 512, epochs: 3}
+"""
+
+
+def test_a_search_by_sampling_holds_its_scores_against_trainings(tmp_path: Path) -> None:
+    """Killed in the middle, too: what was trained stays, and the figure shows a point for each choice."""
+    process = start(tmp_path, pipeline=SAMPLED)
+    journal = tmp_path / "runs" / "tiny" / "search.partial" / "studies" / "nis-sample.journal"
+    assert wait_for_step(process, journal)
+    worker_of(process).parents()[1].kill()
+    process.communicate(timeout=60)
+    code, _, errors = finish(tmp_path, pipeline=SAMPLED)
+    assert code == 0, errors
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    trials = [trial for trial in report["trials"] if trial["study"] == "nis-sample"]
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
+    assert all(trial["value"] is not None for trial in trials)
+    [scatter] = [figure for figure in report["search"]["figures"] if figure["kind"] == "scatter"]
+    assert [point["y"] for point in scatter["points"]] == pytest.approx([trial["value"] for trial in trials], rel=1e-4)
+    assert "Rank correlation: Spearman" in scatter["note"]
+    sizes = [entry["parameters"]["tables"] for entry in report["leaderboard"]]
+    first_order = 81 + 61
+    assert all(first_order <= size <= (0.6 * 4 + 1) * first_order for size in sizes)
+    assert "What the search saw" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
+
+
 def test_a_run_of_next_items(tmp_path: Path) -> None:
     """Every user goes round a circle of items, so that the last one tells the next."""
     lines = [f"u{user} " + " ".join(f"i{(user * 7 + k) % 20}" for k in range(4 + user % 5)) for user in range(200)]

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.trainer.small_spaces import Planted, mlp_and_cross, two_dims
 from trainer.propose import GROUP_DRAWS, GreedySampler, Past, Sampler, propose
 from trainer.space import choices, defaults
 
-SAMPLERS: list[Sampler] = ["random", "greedy", "bayesian"]
+SAMPLERS: list[Sampler] = ["random", "greedy", "bayesian", "grid"]
 
 
 def search(space: Any, sampler: Sampler, seed: int, trials: int, objective: Planted) -> list[Past]:
@@ -154,3 +155,13 @@ def test_a_planted_objective_is_solved_in_fewer_trials_than_at_random(
 def _tried(params: dict[str, int], value: float) -> optuna.trial.FrozenTrial:
     distributions = dict.fromkeys(params, optuna.distributions.IntDistribution(0, 999))
     return optuna.trial.create_trial(params=params, distributions=distributions, value=value)
+
+
+def test_a_grid_tries_every_combination_once() -> None:
+    space = two_dims()
+    every = math.prod(len(choice.labels) for choice in choices(space).values())
+    proposals = [propose(space, "grid", 7, number, []) for number in range(every)]
+    assert proposals[0].params == defaults(space)
+    assert len({json.dumps(proposal.params, sort_keys=True) for proposal in proposals}) == every
+    again = propose(space, "grid", 8, every, [])
+    assert again.params == proposals[0].params

@@ -154,7 +154,7 @@ class PolicySettings(BaseModel):
     every: int = Field(default=1, ge=1, description="steps of the weights for each step of the policy")
     draws: int = Field(default=4, ge=1, description="choices scored in a step of the policy, all on the same rows")
     warm_up: float = Field(
-        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, in which all choices are trained"
+        default=0.4, ge=0, lt=1, description="share of the search, at its beginning, in which all choices are trained"
     )
     policy_learning_rate: float = Field(default=0.05, ge=0, description="Adam's rate for the policy")
     entropy: float = Field(
@@ -163,7 +163,7 @@ class PolicySettings(BaseModel):
     table_l2: NonNegativeFloat | None = Field(
         default=None, description="the supernet's own table_l2; none: the training's"
     )
-    epochs: int = Field(default=12, ge=1, description="passes over the training rows")
+    epochs: int = Field(default=16, ge=1, description="passes over the training rows")
     sample: int = Field(
         default=8,
         ge=0,
@@ -189,7 +189,7 @@ class NISSettings(WidthSettings, PolicySettings):
         default=[0.5], min_length=1, description="greatest share of the full tables that may be kept"
     )
     price: float = Field(
-        default=0.1, ge=0, description="taken off the reward where a choice is twice as large as the budget"
+        default=0.05, ge=0, description="taken off the reward where a choice is twice as large as the budget"
     )
     select: Literal["policy", "random", "frequency"] = Field(
         default="policy",
