@@ -1,14 +1,15 @@
-"""Searches by gradient against their baselines: `python tests/benchmarks/supernets.py TABLE --source FILE`.
+"""Searches on supernets against their baselines: `python tests/benchmarks/supernets.py TABLE --source FILE`.
 
     autofis     MovieLens-1M as clicks: gates on FM and DeepFM against five models, no pruning, and a random mask
     autodim     MovieLens-1M as clicks: FM, Wide & Deep, DeepFM with full, power-law, random and searched widths
     autogroup   MovieLens-1M as clicks: groups on FM and DeepFM against both
+    nis         MovieLens-1M as clicks: DeepFM with half, a quarter and a tenth of the tables, chosen in six ways
     autodis     a Criteo sample as CSV with header: soft bins against fixed encodings, and a choice per field
     cost        MovieLens-1M as clicks: wall time of one search over that of one training of the same DeepFM
 
 Every row of a table is a pipeline of its own, with the same rows, splits, seeds and number of trials over the same
 values of the tables' L2. Blind masks and widths get the L2 that was best for what was searched, and twice as many
-trials, all for another draw: a trial of a search by gradient trains twice (the supernet, then what was derived).
+trials, all for another draw: a trial of a search on a supernet trains twice (the supernet, then what was derived).
 A killed command goes on where it stood when it is given again.
 """
 
@@ -62,7 +63,7 @@ def zoo(model: str) -> Row:
 
 def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:
     """A method on a backbone. Methods that set widths leave the embedding's open."""
-    sized = method in ("autodim", "field_dims", "mde")
+    sized = method in ("autodim", "field_dims", "mde", "nis")
     section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
     return f"{name} ({backbone})", {
         "search.method": method,
@@ -118,6 +119,32 @@ def autodim(backbone: str) -> list[Row]:
     ]
 
 
+BUDGETS = (0.5, 0.25, 0.1)
+WIDEST = 20
+"""Of which each budget leaves a whole number to a uniform width."""
+
+
+def nis(backbone: str, budget: float) -> list[Row]:
+    """One budget, kept by a uniform width, by a width per field, and on the block grid by NIS, chance and frequency."""
+    half = {"dims": [2, 5, 10, WIDEST], "align": ["pad"], "budget": [budget]}
+    grid = {"dim": WIDEST, "columns": 10, "align": ["pad"], "budget": [budget], "sample": 0}
+    share = f"{budget:.0%}"
+    return [
+        uniform(backbone, round(budget * WIDEST)),
+        opened(f"AutoDim {share}", "autodim", backbone, **half, **SUPERNET),
+        opened(f"NIS single {share}", "nis", backbone, sizes="single", **grid),
+        opened(f"NIS multi {share}", "nis", backbone, sizes="multi", **grid),
+        blind(f"random blocks {share}", f"NIS multi {share}", "nis", backbone, **grid),
+        opened(f"by frequency {share}", "nis", backbone, select="frequency", **grid),
+    ]
+
+
+def uniform(backbone: str, width: int) -> Row:
+    pinned = {backbone: {"choices": choices(backbone) | {"embedding.dim": width}}}
+    changes = {"search.method": "none", "train.baselines": [backbone], "train.baseline_settings": pinned}
+    return f"{backbone}, width {width}", changes
+
+
 ENCODERS = ("scale", "equal_width", "equal_frequency", "logarithm", "tree", "bins")
 TABLES: dict[str, list[Row]] = {
     "autofis": [
@@ -130,6 +157,7 @@ TABLES: dict[str, list[Row]] = {
         opened("lifts alone", "mde", "fm", base=16, temperature=[0.01]),
         opened("AutoDim-s", "autodim", "fm", dims=DIMS, update="training", **SUPERNET),
     ],
+    "nis": [uniform("deepfm", WIDEST), *[row for budget in BUDGETS for row in nis("deepfm", budget)]],
     "autogroup": [
         *[zoo(name) for name in ("fm", "deepfm")],
         *[opened("AutoGroup", "autogroup", backbone, dims=[16]) for backbone in ("fm", "deepfm")],
@@ -219,8 +247,14 @@ def pairs(architecture: Mapping[str, Any]) -> str:
 
 def widths(architecture: Mapping[str, Any]) -> str:
     encoders = architecture["views"].get("e", {"encoders": {}})["encoders"].values()
-    dims = [encoder["dim"] for encoder in encoders if encoder["kind"] == "table"]
-    return "" if len(set(dims)) < 2 else " ".join(map(str, dims))
+    dims = [_width(encoder) for encoder in encoders if encoder["kind"] in ("table", "rows")]
+    return "" if len(set(dims)) < 2 else " ".join(dims)
+
+
+def _width(encoder: Mapping[str, Any]) -> str:
+    """The width of a table, or those of its blocks from frequent to rare categories."""
+    blocks = encoder.get("blocks", [encoder])
+    return "-".join(str(block["dim"]) for block in blocks)
 
 
 def cost(source: str, output: Path) -> None:

@@ -96,9 +96,11 @@ def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *
         scored: list[Scored] = []
         for number in range(DRAWS_OF_ONE * net.sample):
             choice = uniform(net.policy, generator(seed, "sample", number))
-            if len(scored) < net.sample and (architecture := _built(net, choice)):
+            if architecture := _built(net, choice):
                 scored.append(Scored(architecture, score(net, choice, valid)))
                 policy.samples += valid.total
+            if len(scored) == net.sample:
+                break
         return scored
 
     return supernet.train(net, policy, (train, valid), settings, seed=seed, finish=finish, **rest)
