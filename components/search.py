@@ -241,7 +241,9 @@ def _ranks(scored: list[dict[str, Any]], sample: Study) -> figures.Figure:
         for record in sample.records()  # of a grid: trial n is choice n
         if record.value is not None
     ]
+    seconds = sum(record.seconds for record in sample.records())
     note = f"{len(points)} blind choices: validation loss with shared weights, and after training from scratch."
+    note += f" These trainings took {seconds:.0f} s beside the search."
     if len(points) > 2:
         _, x, y = zip(*points, strict=True)
         note += f" Rank correlation: Spearman {spearmanr(x, y)[0]:.2f}, Kendall {kendalltau(x, y)[0]:.2f}."

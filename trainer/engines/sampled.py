@@ -45,7 +45,7 @@ Choice = dict[str, Tensor]
 BLIND = 0.5
 """AUC of guesses; what rows of one class can tell of any choice."""
 DRAWS_OF_ONE = 20
-"""Blind draws for each choice of the sample, some of which may be no model at all."""
+"""Blind draws for each choice of the sample, some of which may be no model at all, or one drawn before."""
 NOISE = 1e-9
 """Deviations of rewards below it come from rounding."""
 FORGETTING = 0.95
@@ -93,15 +93,16 @@ def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *
     policy = _Policy(net, train, valid, settings.batch_size, seed)
 
     def finish() -> list[Scored]:
-        scored: list[Scored] = []
+        scored: dict[str, Scored] = {}
         for number in range(DRAWS_OF_ONE * net.sample):
             choice = uniform(net.policy, generator(seed, "sample", number))
-            if architecture := _built(net, choice):
-                scored.append(Scored(architecture, score(net, choice, valid)))
+            architecture = _built(net, choice)
+            if architecture is not None and architecture.hash not in scored:
+                scored[architecture.hash] = Scored(architecture, score(net, choice, valid))
                 policy.samples += valid.total
             if len(scored) == net.sample:
                 break
-        return scored
+        return list(scored.values())
 
     return supernet.train(net, policy, (train, valid), settings, seed=seed, finish=finish, **rest)
 
