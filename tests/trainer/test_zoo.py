@@ -30,7 +30,13 @@ def test_the_zoo_is_complete() -> None:
 
 
 def test_tasks() -> None:
-    assert {name for name, task in ABLE if task == "next_item"} == {"gru4rec", "nextitnet", "pooling", "sasrec", "youtube_dnn"}
+    assert {name for name, task in ABLE if task == "next_item"} == {
+        "gru4rec",
+        "nextitnet",
+        "pooling",
+        "sasrec",
+        "youtube_dnn",
+    }
     assert all({"ctr", "rating"} <= set(zoo.tasks(name)) for name in zoo.names())
 
 
