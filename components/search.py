@@ -92,7 +92,7 @@ def search(
         return
     chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
     (output / "architectures.json").write_text(json.dumps(chosen, indent=1))
-    _trials([*studies, *([sample] if sample else [])]).write_parquet(output / "trials.parquet")
+    _trials(watcher.studies).write_parquet(output / "trials.parquet")
     (output / "search.json").write_text(json.dumps(_facts(studies[0], spec, sample), indent=1))
     discard(output / "checkpoints")
 

@@ -173,7 +173,8 @@ class Optimizers:
     @torch.no_grad()
     def step(self, without: Collection[str] = ()) -> None:
         """Update all leaves but those that consist of parameters named in `without`, which rest with their moments."""
-        resting = {id(leaf.weight) for leaf in self.leaves if without and leaf.parts.keys() <= set(without)}
+        names = frozenset(without)
+        resting = {id(leaf.weight) for leaf in self.leaves if leaf.parts.keys() <= names} if names else set[int]()
         for weight, share in self._shares.items():
             if weight.grad is not None and not weight.grad.is_sparse:
                 weight.grad.addcmul_(weight, share[:, None], value=self._l2)

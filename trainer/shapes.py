@@ -278,9 +278,9 @@ def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str,
     where = f"view '{name}'"
     kind = _view_kind(architecture, where, view)
     _check_align(where, view, kind)
-    for name_of, encoder in view.encoders.items():
+    for field, encoder in view.encoders.items():
         if isinstance(encoder, RowsEncoder):
-            _check_blocks(f"{where}: field '{name_of}'", encoder, architecture.fields[name_of].cardinality)
+            _check_blocks(f"{where}: field '{field}'", encoder, architecture.fields[field].cardinality)
     widths = _encoder_widths(architecture, view)
     if kind is P:
         return {name: _field_aware_shape(where, view)}

@@ -32,6 +32,7 @@ from trainer.methods.base import (
     Opening,
     backbone,
     draw,
+    fullest,
     tables_of_width,
     with_dims,
     within_budget,
@@ -92,8 +93,8 @@ class AutoDim(MixtureSearch):
             size_MN, budget = self._sizes(opened)
             place_TM = torch.from_numpy(rng.integers(len(self.dims), size=(BLIND_DRAWS, len(opened.fields))))
             size_T = size_MN.gather(1, place_TM.T).sum(dim=0)
-            best = int(torch.where(size_T <= budget, size_T, -size_T).argmax())
-            opened.mixture.logits.detach().copy_(functional.one_hot(place_TM[best], len(self.dims)))
+            best_M = place_TM[fullest(size_T, budget)]
+            opened.mixture.logits.detach().copy_(functional.one_hot(best_M, len(self.dims)))
 
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()

@@ -170,6 +170,11 @@ def tables_of_width(architecture: Architecture, width: int) -> dict[str, list[st
     return {name: opened for name, opened in found.items() if opened}
 
 
+def fullest(size_T: Tensor, budget: float) -> int:
+    """The place of the greatest size within the budget, else of the least of all."""
+    return int(torch.where(size_T <= budget, size_T, -size_T).argmax())
+
+
 def within_budget(weights: Sequence[Tensor], sizes: Sequence[Tensor], budget: float) -> list[int]:
     """For each of M things one of its candidates: the one of the greatest log weight, as far as all fit `budget`.
 

@@ -19,6 +19,7 @@ a row group's width follows a power of its mean frequency, as in MDE (Ginart et 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,17 @@ from trainer.engines.sampled import Choice, Reinforce, generator, uniform
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure
-from trainer.methods.base import Data, Opening, backbone, draw, tables_of_width, with_dims, within_budget, without
+from trainer.methods.base import (
+    Data,
+    Opening,
+    backbone,
+    draw,
+    fullest,
+    tables_of_width,
+    with_dims,
+    within_budget,
+    without,
+)
 from trainer.methods.settings import NISSettings
 from trainer.metrics import Vector
 from trainer.processes import summed
@@ -89,28 +100,29 @@ class Grid:
         """Parameters of the whole table."""
         return self.ends[-1] * self.columns * self.width
 
+    @property
+    def ranges(self) -> list[range]:
+        """The categories of each row group."""
+        return [range(start, end) for start, end in pairwise((0, *self.ends))]
+
     def blocks(self) -> list[tuple[int, int]]:
         """(row group, column group) of each block, in the order of the supernet's tables."""
         return [(row, column) for column in range(self.columns) for row in range(len(self.ends))]
 
     def described(self) -> list[Data]:
         """All blocks as those of a rows encoder."""
-        starts = (0, *self.ends)
-        return [
-            {"first": starts[row], "rows": self.ends[row] - starts[row], "dim": self.width} for row, _ in self.blocks()
-        ]
+        held = [{"first": group.start, "rows": len(group), "dim": self.width} for group in self.ranges]
+        return [held[row] for row, _ in self.blocks()]
 
     def derived(self, taken: Sequence[int]) -> list[Data]:
         """Ranges of rows of falling width, as blocks of a rows encoder: what `taken` keeps of the table."""
         found: list[Data] = []
-        start = 0
-        for row, end in enumerate(self.ends):
+        for row, group in enumerate(self.ranges):
             dim = self.width * sum(rows > row for rows in taken)
             if found and found[-1]["dim"] == dim:
-                found[-1]["rows"] += end - start
+                found[-1]["rows"] += len(group)
             elif dim:
-                found.append({"first": start, "rows": end - start, "dim": dim})
-            start = end
+                found.append({"first": group.start, "rows": len(group), "dim": dim})
         return found
 
     def sizes(self, multi: bool) -> Tensor:
@@ -142,9 +154,7 @@ def grid(view: str, field: str, cardinality: int, shares: Sequence[float], colum
         end = round(share * cardinality)
         if end - (ends[-1] if ends else 0) >= LEAST_ROWS:
             ends.append(end)
-    last = round(shares[-1] * cardinality)
-    ends = [*ends[:-1], last] if ends else [max(last, 1)]
-    return Grid(view, field, tuple(ends), columns, dim // columns)
+    return Grid(view, field, (*ends[:-1], cardinality), columns, dim // columns)
 
 
 class NIS:
@@ -175,13 +185,14 @@ class NIS:
         self.teaching = Reinforce(opening.plan["policy_learning_rate"], opening.plan["draws"], opening.plan["entropy"])
 
     def take(self, choice: Choice | None) -> None:
-        resting = set()
-        for one in self.grids if choice is not None else ():
-            assert choice is not None
-            taken = one.taken(choice[one.name], self.multi)
-            blocks = zip(one.blocks(), self.tables[one.name], strict=True)
-            resting |= {table for (row, column), table in blocks if row >= taken[column]}
+        resting = [] if choice is None else [table for one in self.grids for table in self._left(one, choice)]
         self.model.tables.resting = frozenset(resting)
+
+    def _left(self, one: Grid, choice: Choice) -> list[str]:
+        """The tables of the blocks that a choice leaves out."""
+        taken = one.taken(choice[one.name], self.multi)
+        blocks = zip(one.blocks(), self.tables[one.name], strict=True)
+        return [table for (row, column), table in blocks if row >= taken[column]]
 
     def size(self, choice: Choice) -> int:
         """Embedding parameters of a choice."""
@@ -238,9 +249,9 @@ class NIS:
             marked: list[tuple[int, int]] = []
             for one in (one for one in self.grids if one.view == view):
                 taken, chance_ST = one.taken(best[one.name], self.multi), self._chance(one)
-                for row, (start, end) in enumerate(zip((0, *one.ends), one.ends, strict=False)):
+                for row, group in enumerate(one.ranges):
                     marked += [(len(names), column) for column in range(one.columns) if row < taken[column]]
-                    names.append(f"{one.field} {start:,}–{end - 1:,}")
+                    names.append(f"{one.field} {group.start:,}–{group.stop - 1:,}")
                     values.append(chance_ST[row].tolist())
             width = self.grids[0].width
             columns = [f"{width * column + 1}–{width * (column + 1)}" for column in range(self.plan["columns"])]
@@ -282,15 +293,12 @@ class NIS:
         return figures.table("Sizes", note, heads, rows)
 
     def _sizes_over(self, trace: Trace) -> Figure:
-        lines = {
-            one.name: (trace.values[one.name].softmax(dim=2) @ self.sizes[one.name].float()).sum(dim=1).tolist()
+        sizes = {
+            one.name: (trace.values[one.name].softmax(dim=2) @ self.sizes[one.name].float()).sum(dim=1)
             for one in self.grids
         }
-        lines["all"] = [sum(values) for values in zip(*lines.values(), strict=True)]
-        shares = {
-            name: [value / next((one.full for one in self.grids if one.name == name), self.full) for value in values]
-            for name, values in lines.items()
-        }
+        shares = {one.name: (sizes[one.name] / one.full).tolist() for one in self.grids}
+        shares["all"] = (torch.stack(list(sizes.values())).sum(dim=0) / self.full).tolist()
         note = "Mean share of each field's largest table in a draw of the policy."
         return figures.curves("Size over training", note, ("epoch", trace.epochs), "share kept", shares)
 
@@ -326,14 +334,14 @@ class NIS:
         With a single size that is the mean over the whole field.
         """
         visits = summed(self.train.visits([one.field], range(one.ends[-1]))).double().numpy()
-        bounds = zip((0, *one.ends), one.ends, strict=False) if self.multi else [(0, one.ends[-1])] * len(one.ends)
-        mean: Vector = np.minimum.accumulate([visits[start:end].mean() for start, end in bounds])
+        groups = one.ranges if self.multi else [range(one.ends[-1])] * len(one.ends)
+        mean: Vector = np.minimum.accumulate([visits[group.start : group.stop].mean() for group in groups])
         return mean
 
     def _fullest(self, choices: Sequence[Choice]) -> Choice:
         """The largest choice within the budget, else the smallest of all."""
-        budget = self.plan["budget"] * self.full
-        return max(choices, key=lambda one: self.size(one) if self.size(one) <= budget else -self.size(one))
+        sizes = torch.tensor([self.size(choice) for choice in choices])
+        return choices[fullest(sizes, self.plan["budget"] * self.full)]
 
 
 def _grids(architecture: Architecture, plan: Any) -> list[Grid]:

@@ -87,12 +87,6 @@ class TableSpec:
         """The categories that have a row."""
         return range(self.first, self.first + self.rows)
 
-    def held_ids(self, id_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the N ids that a block holds the row numbers, (N,), and which of all they are, (B,)."""
-        row_B = id_B - self.first
-        held_B = (row_B >= 0) & (row_B < self.rows)
-        return row_B[held_B], held_B
-
 
 class Rows:
     """Looked-up rows: (B, n, dim) for n (table, categorical field) at a time, Steps per (table, sequence field)."""
@@ -262,10 +256,16 @@ class Tables(nn.Module):
     def _read_block(self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor]) -> None:
         [spec] = pool.specs
         if spec.name not in self.resting:
-            row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
+            row_N, held_B = self._held(batch, spec)
             # As with steps, what a block does not hold must not touch a row of it.
             x_ND = pool.look_up(Ids(row_N[:, None])).squeeze(1)
             blocks[pool.keys] = padded(x_ND, held_B[:, None]).x
+
+    def _held(self, batch: Batch, spec: TableSpec) -> tuple[Tensor, Tensor]:
+        """The row numbers of a block that the batch's ids stand for, (N,), and which of its rows have them, (B,)."""
+        row_B = batch.categorical[:, self.columns[spec.field or ""]] - spec.first
+        held_B = (row_B >= 0) & (row_B < spec.rows)
+        return row_B[held_B], held_B
 
     def send(self, batch: Batch) -> None:
         """Of sharded tables: begin to exchange the batch's ids with the other processes; `forward` will need them."""
@@ -315,8 +315,7 @@ class Tables(nn.Module):
         values, lengths = [], []
         for feature in lookup.features:
             if feature in self._blocks:
-                spec = self._blocks[feature]
-                row_N, held_B = spec.held_ids(batch.categorical[:, self.columns[spec.field or ""]])
+                row_N, held_B = self._held(batch, self._blocks[feature])
                 values.append(row_N)
                 lengths.append(held_B.long())
                 continue
