@@ -162,7 +162,8 @@ def _encoder_words(encoder: object) -> str:
     if kind == "share":
         return f"table of view {getattr(encoder, 'view', '')}"
     if isinstance(encoder, RowsEncoder):
-        return f"rows {', '.join(f'{block.rows:,} × {block.dim}' for block in encoder.blocks)}"
+        kind = "chain" if encoder.align == "chain" else "rows"
+        return f"{kind} {', '.join(f'{block.rows:,} × {block.dim}' for block in encoder.blocks)}"
     dim = getattr(encoder, "dim", None)
     return f"{kind.replace('_', ' ')} {dim}" if dim else str(kind)
 

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from trainer.errors import UserError
+from trainer.index import unpacked
 from trainer.schema import DatasetSchema, FieldKind, Task
 
 Align = Literal["lift", "min", "pad"]
@@ -62,7 +63,7 @@ class TableEncoder(_Data):
 
 
 class Block(_Data):
-    """A table of its own for the categories `first` to `first` + `rows` - 1 of a field, `dim` wide."""
+    """A table of its own for `rows` categories of a field, the first of them number `first`, `dim` wide."""
 
     first: NonNegativeInt
     rows: PositiveInt
@@ -72,16 +73,24 @@ class Block(_Data):
 class RowsEncoder(_Data):
     """Categorical: a width for each range of categories, which are numbered by falling frequency (NIS, Joglekar 2020).
 
+    With an `index` (`trainer.index`), the number of every category's block, ranges are of the categories in the order
+    of these numbers and then of their ids: blocks follow each other and hold exactly what the index puts in them.
+
     A category's vector is what the blocks that hold it have for it, side by side in their order, `dim` wide at most. It
     comes to `dim` by zeros at the end (`pad`), or as the sum of bias-free linear maps of its parts (`lift`): one map
     for all parts of one width that begin at one column, none for a part `dim` wide. The vector of a category that no
     block holds is zero.
+
+    `chain`: blocks rise in width, and affine maps lead from each width to the next, from the last to `dim` if that is
+    greater. A category's row enters at its block and passes all maps after it; the result is normalised over the batch
+    and passes tanh (ESAPN, Liu 2020). Every category is in a block.
     """
 
     kind: Literal["rows"] = "rows"
     dim: PositiveInt
     blocks: tuple[Block, ...] = Field(min_length=1)
-    align: Literal["lift", "pad"] = "lift"
+    align: Literal["lift", "pad", "chain"] = "lift"
+    index: str | None = None
 
 
 class ScaleEncoder(_Data):
@@ -607,6 +616,12 @@ def _check_numbers(where: str, encoder: Encoder) -> None:
             raise ArchitectureError(f"{where}: adaptive must be less than temperature, which could fall to 0 otherwise")
     if isinstance(encoder, BucketsEncoder) and any(a >= b for a, b in pairwise(encoder.boundaries)):
         raise ArchitectureError(f"{where}: boundaries must rise")
+    if isinstance(encoder, RowsEncoder) and encoder.index is not None:
+        try:
+            unpacked(encoder.index)
+        except ValueError:
+            message = "index is no base64 of a deflated byte per category; write what trainer.index.packed makes"
+            raise ArchitectureError(f"{where}: {message}") from None
 
 
 def _check_shared(architecture: Architecture, where: str, shared: str, of: str | None) -> None:
@@ -751,6 +766,9 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
         for field, encoder in view.encoders.items():
             if isinstance(encoder, ShareEncoder):
                 body["encoders"][field]["view"] = renamed(encoder.view)
+            if isinstance(encoder, RowsEncoder) and encoder.index is not None:
+                # What it says, for one thing can be deflated in several ways.
+                body["encoders"][field]["index"] = hashlib.sha256(unpacked(encoder.index)).hexdigest()
         return body
 
     head = architecture.head.model_dump(mode="json", by_alias=True)

@@ -54,7 +54,7 @@ from trainer.modules.align import Align
 from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
-from trainer.modules.tables import Tables, TableSpec
+from trainer.modules.tables import Held, Tables, TableSpec
 from trainer.modules.values import Steps, Value, flatten
 from trainer.shapes import (
     Collected,
@@ -191,8 +191,11 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
                 continue
             table = _table_name(view_name, name)
             if isinstance(encoder, RowsEncoder):
-                for block, block_table in zip(encoder.blocks, _block_tables(table, encoder), strict=True):
-                    yield TableSpec(block_table, view_name, block.rows, block.dim, name, first=block.first, block=True)
+                for number, (block, block_table) in enumerate(
+                    zip(encoder.blocks, _block_tables(table, encoder), strict=True)
+                ):
+                    held = Held(number, block.first, encoder.index)
+                    yield TableSpec(block_table, view_name, block.rows, block.dim, name, block=held)
                 continue
             width = encoder_width(field, encoder, view, architecture)
             single = name if field.kind == "categorical" else None

@@ -189,8 +189,10 @@ class Table:
         _, rows = Lanes(self.total).share(*self.process)
         return int(rows.start)
 
-    def visits(self, fields: Iterable[str], held: range) -> Tensor:
+    def visits(self, fields: Iterable[str], held: range | Tensor) -> Tensor:
         """(len(held),) float32: how often each of these ids occurs here in categorical or sequence `fields`."""
+        if isinstance(held, Tensor):
+            return self.visits(fields, range(int(held.max()) + 1))[held]
         columns = {name: column for column, name in enumerate(self.schema.names("categorical"))}
         counts = torch.zeros(len(held))
         for name in fields:

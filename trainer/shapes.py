@@ -6,7 +6,7 @@ The builder takes its sizes from the same functions, so what is counted here is 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from math import comb
 from typing import Any
 
@@ -60,6 +60,7 @@ from trainer.architecture import (
     View,
     product_name,
 )
+from trainer.index import unpacked
 
 
 @dataclass(frozen=True)
@@ -234,21 +235,62 @@ def block_maps(encoder: RowsEncoder) -> list[tuple[int, int] | None]:
     return [part if encoder.align == "lift" and part[1] < encoder.dim else None for part in parts]
 
 
+def chain_widths(encoder: RowsEncoder) -> list[int]:
+    """The widths that the maps of a chain lead through, from that of the first block to `dim`."""
+    dims = [block.dim for block in encoder.blocks]
+    return dims if dims[-1] == encoder.dim else [*dims, encoder.dim]
+
+
 def _encoder_lifts(encoder: Encoder) -> int:
-    """Weights of an encoder's own maps."""
+    """Weights of an encoder's own maps, and of the normalisation after a chain."""
     if not isinstance(encoder, RowsEncoder):
         return 0
+    if encoder.align == "chain":
+        first, *units = chain_widths(encoder)
+        return mlp_parameters(first, units)[0] + 2 * encoder.dim
     return encoder.dim * sum(part[1] for part in set(block_maps(encoder)) if part)
 
 
 def _check_blocks(where: str, encoder: RowsEncoder, cardinality: int) -> None:
+    if encoder.index is not None:
+        _check_index(where, encoder, unpacked(encoder.index), cardinality)
+    if encoder.align == "chain":
+        _check_chain(where, encoder, cardinality)
     for number, (block, place) in enumerate(zip(encoder.blocks, block_places(encoder), strict=True)):
         if block.first + block.rows > cardinality:
             message = f"block {number} ends at row {block.first + block.rows} of a table of {cardinality}"
             raise ArchitectureError(f"{where}: {message}; make it end there")
-        if place + block.dim > encoder.dim:
+        if encoder.align != "chain" and place + block.dim > encoder.dim:
             message = f"its blocks give a category {place + block.dim} numbers, more than dim {encoder.dim}"
             raise ArchitectureError(f"{where}: {message}; make blocks narrower or let them overlap less")
+
+
+def _check_index(where: str, encoder: RowsEncoder, number_R: bytes, cardinality: int) -> None:
+    if len(number_R) != cardinality:
+        raise ArchitectureError(f"{where}: index is of {len(number_R)} categories, not of the field's {cardinality}")
+    if max(number_R) >= len(encoder.blocks):
+        message = f"index names block {max(number_R)} of {len(encoder.blocks)}; blocks are numbered from 0"
+        raise ArchitectureError(f"{where}: {message}")
+    first = 0
+    for number, block in enumerate(encoder.blocks):
+        rows = number_R.count(number)
+        if (block.first, block.rows) != (first, rows):
+            message = f"block {number} has {block.rows} rows from {block.first} on, by the index {rows} from {first} on"
+            raise ArchitectureError(f"{where}: {message}")
+        first += rows
+
+
+def _check_chain(where: str, encoder: RowsEncoder, cardinality: int) -> None:
+    dims = [block.dim for block in encoder.blocks]
+    if any(before >= after for before, after in pairwise(dims)) or dims[-1] > encoder.dim:
+        raise ArchitectureError(f"{where}: align 'chain' needs blocks that rise in width up to dim {encoder.dim}")
+    end = 0
+    for block in sorted(encoder.blocks, key=lambda block: block.first):
+        if block.first > end:
+            break
+        end = max(end, block.first + block.rows)
+    if end < cardinality:
+        raise ArchitectureError(f"{where}: align 'chain' needs every category in a block, and row {end} is in none")
 
 
 def _overlap(block: Block, other: Block) -> bool:
@@ -336,12 +378,18 @@ def _encoder_flops(architecture: Architecture, view: View, name: str) -> int:
     # Look-ups are free; a number times a vector is one product per coordinate.
     field, encoder = architecture.fields[name], view.encoders[name]
     if isinstance(encoder, RowsEncoder):
-        return _most_lifts(encoder)
+        return _most_lifts(encoder) if encoder.align != "chain" else _chain_flops(encoder)
     if isinstance(encoder, BinsEncoder):
         average = encoder.bins * encoder.dim if encoder.aggregation == "average" else 0
         return bins_network(encoder)[1] + average
     scaled = field.kind == "numeric" and not isinstance(encoder, RawEncoder | BucketsEncoder)
     return encoder_width(field, encoder, view, architecture) if scaled else 0
+
+
+def _chain_flops(encoder: RowsEncoder) -> int:
+    """Every row passes every map, that of a wider block with zeros, and the normalisation."""
+    first, *units = chain_widths(encoder)
+    return mlp_parameters(first, units)[1] + encoder.dim
 
 
 def _most_lifts(encoder: RowsEncoder) -> int:

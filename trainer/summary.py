@@ -35,7 +35,7 @@ def _interactors(candidate: Candidate) -> Iterator[str]:
 
 def _block(model: Any, kind: str) -> str:
     """The kind of a part of an architecture, its values, and what it reads."""
-    values = model.model_dump(mode="json", by_alias=True, exclude={"id"})
+    values = model.model_dump(mode="json", by_alias=True, exclude={"id", "index"})
     name, reads = values.pop(kind), values.pop("in", [])
     return " ".join(part for part in (name, _values(values), f"<- {', '.join(reads)}" if reads else "") if part)
 

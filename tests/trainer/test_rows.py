@@ -1,14 +1,20 @@
 """The rows encoder: what blocks of a table make of a category, and that blocks at rest stay as they are."""
 
+import base64
+import zlib
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainer.mixed import batch_of, flat_schema
 from trainer.architecture import Architecture, ArchitectureError, fields_of
-from trainer.build import Model, build
+from trainer.build import Model, build, table_specs
+from trainer.data import Table
+from trainer.index import packed, unpacked
 from trainer.optim import Optimizers
 from trainer.settings import TrainSettings
 from trainer.shapes import count, infer
@@ -20,8 +26,10 @@ HEAD, TAIL = {"first": 0, "rows": 3, "dim": 4}, {"first": 3, "rows": USER - 5, "
 GRID = [{"first": first, "rows": rows, "dim": 2} for _ in range(2) for first, rows in ((0, 3), (3, USER - 3))]
 
 
-def described(blocks: list[dict[str, int]], align: str = "lift", dim: int = 4) -> Architecture:
-    rows = {"kind": "rows", "dim": dim, "blocks": blocks, "align": align}
+def described(
+    blocks: list[dict[str, int]], align: str = "lift", dim: int = 4, index: str | None = None
+) -> Architecture:
+    rows = {"kind": "rows", "dim": dim, "blocks": blocks, "align": align, "index": index}
     return Architecture.from_dict(
         {
             "task": "ctr",
@@ -33,8 +41,8 @@ def described(blocks: list[dict[str, int]], align: str = "lift", dim: int = 4) -
     )
 
 
-def built(blocks: list[dict[str, int]], align: str = "lift", dim: int = 4) -> Model:
-    return build(described(blocks, align, dim), label_mean=0.5, table_init=1.0, seed=3)
+def built(blocks: list[dict[str, int]], align: str = "lift", dim: int = 4, index: str | None = None) -> Model:
+    return build(described(blocks, align, dim, index), label_mean=0.5, table_init=1.0, seed=3)
 
 
 def weight(model: Model, table: str) -> Tensor:
@@ -137,13 +145,129 @@ def test_what_rests_gives_nothing_and_is_not_moved(optimizer: Any, resting: list
     assert moved & of_user == of_user - at_rest
 
 
-WRONG = {
-    "block 1 ends at row": [HEAD, {**TAIL, "rows": USER}],
-    "more than dim 4": [HEAD, {"first": 2, "rows": 2, "dim": 1}],
+# ---- an index of the categories' blocks -----------------------------------------------------------------------------
+
+NUMBERS = bytes((3 * user) % 7 % 3 for user in range(USER))
+"""In no order; each of three blocks has some."""
+
+
+def indexed(number_R: bytes, dims: tuple[int, ...] = (1, 2, 4)) -> list[dict[str, int]]:
+    """The blocks that an index asks for."""
+    rows = [number_R.count(number) for number in range(len(dims))]
+    return [{"first": sum(rows[:n]), "rows": rows[n], "dim": dim} for n, dim in enumerate(dims)]
+
+
+@given(st.binary(max_size=300))
+def test_an_index_is_read_as_it_was_written(number_R: bytes) -> None:
+    assert unpacked(packed(number_R)) == number_R
+
+
+def by_hand(model: Model, number_R: bytes) -> list[Tensor]:
+    """For each category the row of the block that the index names: its place there among those of smaller id."""
+    return [weight(model, f"e/user[{number}]")[number_R[:user].count(number)] for user, number in enumerate(number_R)]
+
+
+def test_categories_of_an_index_have_the_rows_of_their_blocks() -> None:
+    model = built(indexed(NUMBERS), "pad", index=packed(NUMBERS))
+    every = torch.stack([torch.nn.functional.pad(row, (0, 4 - len(row))) for row in by_hand(model, NUMBERS)])
+    assert torch.equal(user_vectors(model), every[batch_of(SCHEMA, rows=64).categorical[:, 0]])
+
+
+def normalised(x_BD: Tensor) -> Tensor:
+    """As a fresh batch normalisation does it, then tanh."""
+    mean, variance = x_BD.mean(dim=0), x_BD.var(dim=0, correction=0)
+    return torch.tanh((x_BD - mean) / (variance + 1e-10).sqrt())
+
+
+@pytest.mark.parametrize("dim", [4, 6])
+def test_rows_of_a_chain_pass_the_maps_after_their_block(dim: int) -> None:
+    model = built(indexed(NUMBERS), "chain", dim, packed(NUMBERS))
+    chain: Any = model.views["view:e"].blocks["0"]  # type: ignore[union-attr, index]
+    for map_ in chain.maps:
+        torch.nn.init.normal_(map_.bias)
+    every = []
+    for row, number in zip(by_hand(model, NUMBERS), NUMBERS, strict=True):
+        for map_ in list(chain.maps)[number:]:
+            row = map_.weight @ row + map_.bias
+        every.append(row)
+    ids = batch_of(SCHEMA, rows=64).categorical[:, 0]
+    torch.testing.assert_close(user_vectors(model), normalised(torch.stack(every)[ids]))
+
+
+def test_of_blocks_of_all_categories_the_one_that_is_chosen_now_counts() -> None:
+    """As in a supernet of sizes: the same as the model of these sizes."""
+    model = built(indexed(NUMBERS), "chain", index=packed(NUMBERS))
+    whole = built([{"first": 0, "rows": USER, "dim": dim} for dim in (1, 2, 4)], "chain")
+    whole.load_state_dict({k: v for k, v in model.state_dict().items() if "user" not in k}, strict=False)
+    for user, row in enumerate(by_hand(model, NUMBERS)):
+        weight(whole, f"e/user[{NUMBERS[user]}]").data[user] = row.detach()
+    whole.tables.sizes = {"user": torch.tensor(list(NUMBERS))}
+    batch = batch_of(SCHEMA, rows=64)
+    torch.testing.assert_close(whole(batch), model(batch))
+    whole(batch).sum().backward()
+    for number, pool in enumerate(pool for pool in whole.tables.pools if pool.specs[0].block):
+        assert pool.weight.grad is not None
+        others = [user for user in range(USER) if NUMBERS[user] != number]
+        assert not pool.weight.grad[others].any()
+
+
+@pytest.mark.parametrize("align", ["lift", "pad", "chain"])
+def test_an_index_asked_through_torchrec_gives_the_same(align: str) -> None:
+    model = built(indexed(NUMBERS), align, index=packed(NUMBERS))
+    before = user_vectors(model)
+    model.tables.release()
+    torch.testing.assert_close(user_vectors(model), before)
+
+
+def test_what_a_chain_counts_is_what_it_holds() -> None:
+    described_4, described_6 = (described(indexed(NUMBERS), "chain", dim, packed(NUMBERS)) for dim in (4, 6))
+    maps = 1 * 2 + 2 + 2 * 4 + 4
+    assert count(described_4).lifts == maps + 2 * 4
+    assert count(described_6).lifts == maps + 4 * 6 + 6 + 2 * 6
+    padded = count(described(indexed(NUMBERS), "pad", index=packed(NUMBERS)))
+    assert count(described_4).flops - padded.flops == 1 * 2 + 2 * 4 + 4
+    for one in (described_4, described_6):
+        model = build(one, label_mean=0.5, table_init=0.1, seed=1)
+        assert sum(parameter.numel() for parameter in model.parameters()) == count(one).total
+        assert sum(parameter.numel() for parameter in model.lift_parameters()) == count(one).lifts
+
+
+def test_blocks_of_an_index_are_visited_by_their_own_categories() -> None:
+    batch = batch_of(SCHEMA, rows=64)
+    rows = Table(SCHEMA, batch.categorical.int(), batch.numeric, batch.label, {})
+    specs = [s for s in table_specs(described(indexed(NUMBERS), "pad", index=packed(NUMBERS))) if s.block]
+    ids = batch.categorical[:, 0].tolist()
+    for number, spec in enumerate(specs):
+        mine = [user for user in range(USER) if NUMBERS[user] == number]
+        assert rows.visits(spec.readers, spec.held).tolist() == [ids.count(user) for user in mine]
+
+
+def test_equal_sizes_have_equal_hashes_however_they_are_packed() -> None:
+    loosely = base64.b64encode(zlib.compress(NUMBERS, 0)).decode()
+    one, same = (described(indexed(NUMBERS), "chain", index=index) for index in (packed(NUMBERS), loosely))
+    assert packed(NUMBERS) != loosely
+    assert one.hash == same.hash
+    other = NUMBERS[::-1]
+    assert other != NUMBERS
+    assert described(indexed(other), "chain", index=packed(other)).hash != one.hash
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
+
+ALL = {"first": 0, "rows": USER, "dim": 4}
+WRONG: dict[str, dict[str, Any]] = {
+    "block 1 ends at row": {"blocks": [HEAD, {**TAIL, "rows": USER}]},
+    "more than dim 4": {"blocks": [HEAD, {"first": 2, "rows": 2, "dim": 1}]},
+    "index is no base64 of": {"blocks": [ALL], "index": "AAAA"},
+    "index is of 3 categories, not of the field's 20": {"blocks": [ALL], "index": packed(bytes(3))},
+    "index names block 2 of 2": {"blocks": indexed(NUMBERS)[:2], "index": packed(NUMBERS)},
+    "block 0 has 3 rows from 0 on, by the index 20 from 0 on": {"blocks": [HEAD], "index": packed(bytes(USER))},
+    "needs blocks that rise in width up to dim 4": {"blocks": [HEAD, TAIL], "align": "chain"},
+    "every category in a block, and row 3 is in none": {"blocks": [HEAD], "align": "chain"},
 }
 
 
 @pytest.mark.parametrize("message", WRONG)
 def test_blocks_that_cannot_be_are_refused(message: str) -> None:
     with pytest.raises(ArchitectureError, match=rf"^view 'e': field 'user': .*{message}"):
-        infer(described(WRONG[message]))
+        infer(described(**WRONG[message]))

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.architecture import RowsEncoder
+from trainer.modules.interactions import BatchNorm, dense
 from trainer.modules.tables import Key, Rows
-from trainer.shapes import block_maps, block_places
+from trainer.shapes import block_maps, block_places, chain_widths
+
+SMALLEST = 1e-10
+"""Variance that a chain's normalisation adds: fresh rows are small, and torch's 1e-5 would weigh on the narrow ones."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,36 @@ class Blocks(nn.Module):
             return functional.pad(x_B1D, (place, self.width - place - x_B1D.shape[2]))
         lifted_B1D: Tensor = x_B1D @ self.maps[_name(part)]
         return lifted_B1D
+
+
+class Chain(nn.Module):
+    """Rows of all blocks -> (B, 1, width): tanh(BN(h)) of h = W_n ( ... W_1 e_1 + b_1 ... ) + b_n.
+
+    A row of the batch enters where a block holds it: h_1 = e_1 and h_{k+1} = W_k h_k + b_k [held by one of 1 to k] +
+    e_{k+1}, so that each map is one product over the batch.
+    """
+
+    def __init__(self, source: BlocksSource) -> None:
+        super().__init__()
+        self.keys, widths = list(source.keys), chain_widths(source.encoder)
+        self.maps = nn.ModuleList(dense(before, after) for before, after in pairwise(widths))
+        self.norm = BatchNorm(source.width, eps=SMALLEST)
+
+    def forward(self, rows: Rows, like_BN: Tensor) -> Tensor:
+        """`like_BN` is for what `Blocks` needs it for."""
+        x_BD: Tensor = self.norm(self.lifted(rows))
+        return x_BD.tanh()[:, None]
+
+    def lifted(self, rows: Rows) -> Tensor:
+        """Before the normalisation, (B, width)."""
+        h_BD, held_B = rows.fields(self.keys[:1]).squeeze(1), rows.held[self.keys[0]]
+        for number, map_ in enumerate(self.maps, start=1):
+            assert isinstance(map_, nn.Linear)
+            h_BD = functional.linear(h_BD, map_.weight) + held_B[:, None] * map_.bias
+            if number < len(self.keys):
+                h_BD = h_BD + rows.fields([self.keys[number]]).squeeze(1)
+                held_B = held_B | rows.held[self.keys[number]]
+        return h_BD
 
 
 def _name(part: tuple[int, int]) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainer.data import Batch
 from trainer.modules.align import Align
-from trainer.modules.blocks import Blocks, BlocksSource
+from trainer.modules.blocks import Blocks, BlocksSource, Chain
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Key, Rows
 from trainer.modules.values import Steps, Value
@@ -72,7 +72,7 @@ class FieldsView(nn.Module):
         self.blocks = nn.ModuleDict()
         for number, [source, *_] in enumerate(self.runs):
             if isinstance(source, BlocksSource):
-                self.blocks[str(number)] = Blocks(source)
+                self.blocks[str(number)] = Chain(source) if source.encoder.align == "chain" else Blocks(source)
         for position, columns in self.numeric_columns().items():
             self.register_buffer(_columns(position), torch.tensor(columns), persistent=False)
             found = [source for source in self.runs[int(position)] if isinstance(source, NumberSource)]

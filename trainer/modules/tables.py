@@ -1,7 +1,7 @@
 """All embedding tables of a model, held by TorchRec so that `DistributedModelParallel` can shard them.
 
 Tables that sequences use live in one `EmbeddingCollection` per width, all others in one `EmbeddingBagCollection`. A
-table may hold only some of its field's categories (a block of NIS); for the others it gives zeros.
+table may hold only some of its field's categories (a block of NIS or ESAPN); for the others it gives zeros.
 
 Unsharded, both collections walk jagged tensors in Python, table by table, though here every bag holds exactly one id
 and its sum is the row itself. So as long as nothing has sharded them, the tables of a view that have one width lie one
@@ -32,6 +32,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from trainer.cpu import zeros
 from trainer.data import Batch
+from trainer.index import unpacked
 from trainer.modules.values import Steps
 
 Key = tuple[str, str]
@@ -41,11 +42,25 @@ _META = torch.device("meta")
 
 
 @dataclass(frozen=True)
-class TableSpec:
-    """One table: its name, the view it belongs to, who looks rows up in it, and its size.
+class Held:
+    """Which of a field's categories a block holds: those from position `first` on, in the order of ids or of an index.
 
-    A `block` holds the categories `first` to `first` + `rows` - 1 of its field and no others.
+    `number`: of the block among those of its encoder. `index`: that of its encoder (`trainer.index`).
     """
+
+    number: int
+    first: int
+    index: str | None = None
+
+    def feature(self, field: str, rows: int) -> str:
+        """A name for these categories: the same for blocks that hold the same ones."""
+        order = "" if self.index is None else f"#{zlib.crc32(self.index.encode()):08x}"
+        return f"{field}[{self.first}:{self.first + rows}]{order}"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One table: its name, the view it belongs to, who looks rows up in it, and its size."""
 
     name: str
     view: str
@@ -55,8 +70,8 @@ class TableSpec:
     """The categorical field with one id per row, if one reads the table."""
     sequences: tuple[str, ...] = ()
     """Sequence fields that read the table."""
-    first: int = 0
-    block: bool = False
+    block: Held | None = None
+    """Set where it holds only some of its field's categories."""
     whole: bool = False
     """All of its rows are read at once (`Tables.whole`)."""
 
@@ -74,7 +89,7 @@ class TableSpec:
     @property
     def features(self) -> list[str]:
         """The names under which TorchRec gets the ids to look up."""
-        single = f"{self.field}[{self.first}:{self.first + self.rows}]" if self.block else self.field
+        single = self.block.feature(self.field or "", self.rows) if self.block else self.field
         return [*([single] if single else []), *self.sequences]
 
     @property
@@ -83,17 +98,28 @@ class TableSpec:
         return [*([self.field] if self.field else []), *self.sequences]
 
     @property
-    def held(self) -> range:
-        """The categories that have a row."""
-        return range(self.first, self.first + self.rows)
+    def held(self) -> range | Tensor:
+        """The categories that have a row, in the order of the rows."""
+        if self.block is None:
+            return range(self.rows)
+        if self.block.index is None:
+            return range(self.block.first, self.block.first + self.rows)
+        return (_numbers(self.block.index) == self.block.number).nonzero().squeeze(1)
 
 
 class Rows:
     """Looked-up rows: (B, n, dim) for n (table, categorical field) at a time, Steps per (table, sequence field)."""
 
-    def __init__(self, blocks: Mapping[tuple[Key, ...], Tensor], steps: Mapping[Key, Steps]) -> None:
+    def __init__(
+        self,
+        blocks: Mapping[tuple[Key, ...], Tensor],
+        steps: Mapping[Key, Steps],
+        held: Mapping[Key, Tensor] | None = None,
+    ) -> None:
         self._blocks = dict(blocks)
         self.steps = dict(steps)
+        self.held = dict(held or {})
+        """For each block that was looked up the rows of the batch that it holds a category of, (B,) bool."""
 
     def __contains__(self, key: Key) -> bool:
         """Whether a block was looked up; it is not while it rests (`Tables.resting`)."""
@@ -107,7 +133,8 @@ class Rows:
     def double(self) -> "Rows":
         """The same in float64."""
         blocks = {keys: x_BND.double() for keys, x_BND in self._blocks.items()}
-        return Rows(blocks, {key: replace(steps, x=steps.x.double()) for key, steps in self.steps.items()})
+        steps = {key: replace(steps, x=steps.x.double()) for key, steps in self.steps.items()}
+        return Rows(blocks, steps, self.held)
 
     @cached_property
     def _single(self) -> dict[Key, Tensor]:
@@ -148,6 +175,11 @@ class Tables(nn.Module):
         self._blocks = {spec.features[0]: spec for spec in ordered if spec.block}
         self.resting: frozenset[str] = frozenset()
         """Blocks, by their tables' names, that are left out of look-ups, and so of training too."""
+        self.sizes: dict[str, Tensor] = {}
+        """Field -> (cardinality,) number of the one block that holds each category now, of those that could."""
+        self._positions = {
+            spec.block.index: _positions(spec.block.index) for spec in ordered if spec.block and spec.block.index
+        }
         self.sharded = False
         self._sent: dict[int, tuple[Batch, Any, Any]] = {}  # the batch too, so that its id is nobody else's
         self.pools: list[Pool] = []
@@ -157,15 +189,16 @@ class Tables(nn.Module):
     def forward(self, batch: Batch) -> Rows:
         blocks: dict[tuple[Key, ...], Tensor] = {}
         steps: dict[Key, Steps] = {}
+        held: dict[Key, Tensor] = {}
         masks = {name: _mask(batch.sequences[name], lengths) for name, lengths in batch.lengths.items()}
         if not self.sharded:
-            self._read(batch, masks, blocks, steps)
-            return Rows(blocks, steps)
+            self._read(batch, masks, blocks, steps, held)
+            return Rows(blocks, steps, held)
         if self.bags is not None:
-            self._ask_bags(batch, blocks)
+            self._ask_bags(batch, blocks, held)
         for dim, module in self.embeddings.items():
             self._ask(batch, masks, self._lookups[dim], module, blocks, steps)
-        return Rows(blocks, steps)
+        return Rows(blocks, steps, held)
 
     def resting_parameters(self) -> list[str]:
         """Names in the model of the parameters of what rests; sharded ones have gradients all the same."""
@@ -200,6 +233,8 @@ class Tables(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Tables":
         before = self._storages()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.sizes = {field: fn(size_R) for field, size_R in self.sizes.items()}
+        self._positions = {index: fn(position_R) for index, position_R in self._positions.items()}
         if not self.sharded and self._storages() != before:  # a move gives every parameter a storage of its own
             self._pool(fresh=False)
         return self
@@ -235,12 +270,13 @@ class Tables(nn.Module):
         masks: Mapping[str, Tensor],
         blocks: dict[tuple[Key, ...], Tensor],
         steps: dict[Key, Steps],
+        held: dict[Key, Tensor],
     ) -> None:
         """Rows straight from the pools."""
         asked: dict[tuple[tuple[str, int], ...], Ids] = {}
         for pool in self.pools:
             if pool.specs[0].block:
-                self._read_block(batch, pool, blocks)
+                self._read_block(batch, pool, blocks, held)
             elif pool.layout:
                 if pool.layout not in asked:  # views of the same fields ask for the same rows
                     columns = [self.columns[field] for field, _ in pool.layout]
@@ -253,18 +289,26 @@ class Tables(nn.Module):
                     x_ND = pool.look_up(Ids(valid_N[:, None])).squeeze(1)
                     steps[spec.name, name] = padded(x_ND, masks[name])
 
-    def _read_block(self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor]) -> None:
+    def _read_block(
+        self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor], held: dict[Key, Tensor]
+    ) -> None:
         [spec] = pool.specs
         if spec.name not in self.resting:
             row_N, held_B = self._held(batch, spec)
+            held[pool.keys[0]] = held_B
             # As with steps, what a block does not hold must not touch a row of it.
             x_ND = pool.look_up(Ids(row_N[:, None])).squeeze(1)
             blocks[pool.keys] = padded(x_ND, held_B[:, None]).x
 
     def _held(self, batch: Batch, spec: TableSpec) -> tuple[Tensor, Tensor]:
         """The row numbers of a block that the batch's ids stand for, (N,), and which of its rows have them, (B,)."""
-        row_B = batch.categorical[:, self.columns[spec.field or ""]] - spec.first
+        assert spec.block is not None
+        assert spec.field is not None
+        id_B, index = batch.categorical[:, self.columns[spec.field]], spec.block.index
+        row_B = (id_B if index is None else self._positions[index][id_B]) - spec.block.first
         held_B = (row_B >= 0) & (row_B < spec.rows)
+        if spec.field in self.sizes:
+            held_B &= self.sizes[spec.field][id_B] == spec.block.number
         return row_B[held_B], held_B
 
     def send(self, batch: Batch) -> None:
@@ -276,7 +320,7 @@ class Tables(nn.Module):
         arriving = self.bags.input_dist(context, self._jagged(batch, {}, self._bag_lookup)).wait()
         self._sent[id(batch)] = (batch, context, arriving)
 
-    def _ask_bags(self, batch: Batch, blocks: dict[tuple[Key, ...], Tensor]) -> None:
+    def _ask_bags(self, batch: Batch, blocks: dict[tuple[Key, ...], Tensor], held: dict[Key, Tensor]) -> None:
         """Rows of tables with one id per row from a collection that may be sharded."""
         if isinstance(self.bags, EmbeddingBagCollection):
             answer = self.bags(self._jagged(batch, {}, self._bag_lookup))
@@ -291,6 +335,9 @@ class Tables(nn.Module):
         for group, x in zip(groups, values, strict=True):
             if group[0].name not in self.resting:
                 blocks[_keys(group)] = x.view(len(x), len(group), group[0].dim)
+                if group[0].block:
+                    [key] = _keys(group)
+                    held[key] = self._held(batch, group[0])[1]
 
     def _ask(
         self,
@@ -453,6 +500,17 @@ class _Lookup:
 
 def _keys(specs: Iterable[TableSpec]) -> tuple[Key, ...]:
     return tuple((spec.name, spec.field) for spec in specs if spec.field is not None)
+
+
+def _numbers(index: str) -> Tensor:
+    """The block of each category, (cardinality,) uint8."""
+    return torch.frombuffer(bytearray(unpacked(index)), dtype=torch.uint8)
+
+
+def _positions(index: str) -> Tensor:
+    """The place of each category in the order of an index, (cardinality,) int64."""
+    order_R = _numbers(index).argsort(stable=True)
+    return torch.empty_like(order_R).scatter_(0, order_R, torch.arange(len(order_R)))
 
 
 def _columns(id_BC: Tensor, columns: list[int]) -> Tensor:
