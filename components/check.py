@@ -6,9 +6,10 @@ from components.dataset import DatasetSpec
 from components.encode import as_token_lists, as_tokens
 from components.plan import Plan, PlannedField
 from components.rejects import LINE, TEXT, Rejects
+from trainer.schema import TIME
 
-LABEL, TIME, GROUP, TRUTH = "__label", "__time", "__group", "__truth"
-"""Columns of a checked frame beside its fields: Float64, Float64, String, Float64."""
+LABEL, GROUP, TRUTH = "__label", "__group", "__truth"
+"""Columns of a checked frame beside its fields and TIME: Float64, String, Float64."""
 
 
 def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects) -> pl.DataFrame:
@@ -18,7 +19,7 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     if spec.task == "next_item" and plan.label is not None:
         frame = frame.filter(pl.col(LABEL) == 1)
     frame = _all_numbers(frame, [field.column for field in plan.read if field.kind == "numeric"], rejects)
-    if plan.time is not None and _uses_time(spec, plan):
+    if plan.time is not None:
         frame = _time(frame, plan.time, rejects)
     columns = [_column(frame, field) for field in plan.read]
     extra = [frame[name] for name in (LABEL, TIME) if name in frame.columns]
@@ -32,10 +33,6 @@ def checked(frame: pl.DataFrame, spec: DatasetSpec, plan: Plan, rejects: Rejects
     if plan.target is not None:
         rows = rejects.drop(rows, rows[plan.target.column] == "", f"no {plan.target.column}")
     return rows.drop(LINE, TEXT, strict=False)
-
-
-def _uses_time(spec: DatasetSpec, plan: Plan) -> bool:
-    return spec.split.by == "time" or _uses_group(spec, plan)
 
 
 def _uses_group(spec: DatasetSpec, plan: Plan) -> bool:

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from components.check import GROUP, LABEL, TIME
+from components.check import GROUP, LABEL
 from components.encode import Vocabulary, jagged, stable_hash
 from components.plan import PlannedField
 from components.splits import SPLIT
+from trainer.schema import TIME
 
 Ints = npt.NDArray[np.int64]
 ITEM = "item"

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow.parquet as pq
 from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 
-from components.check import LABEL, TIME, TRUTH, checked
+from components.check import LABEL, TRUTH, checked
 from components.dataset import DatasetSpec
 from components.encode import Encoder, Vocabulary
 from components.formats import FORMATS, Layout
@@ -27,7 +27,7 @@ from components.source import ahead, list_files
 from components.splits import SPLIT, Assign, random_assign, settled_assign, time_assign
 from components.stage import Stage
 from trainer.errors import UserError, disk_errors
-from trainer.schema import DatasetSchema
+from trainer.schema import TIME, DatasetSchema
 
 _HOPELESS = 1000
 """Bad rows without a single good one after which reading on is pointless."""

@@ -16,7 +16,7 @@ from components.learn import SPLITS, Progress
 from components.source import ahead
 from components.splits import Assign
 from components.stage import Stage
-from trainer.schema import Split
+from trainer.schema import TIME, Split
 
 EXAMPLES = 1000
 """Raw test rows that are kept as examples.parquet."""
@@ -85,8 +85,9 @@ def write_shards(
 
     def encoded() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         for frame in stage.frames():
-            rows = encoder.encode(frame)
-            yield frame, rows if target else rows.with_columns(frame[LABEL].cast(pl.Float32).alias("label"))
+            beside = [] if target else [frame[LABEL].cast(pl.Float32).alias("label")]
+            beside += [frame[name] for name in (TIME,) if name in frame.columns]
+            yield frame, encoder.encode(frame).with_columns(beside)
 
     with ThreadPoolExecutor(_WRITERS) as threads:
         shards = [Shards(output / split, write) for split in SPLITS]

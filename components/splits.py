@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from components.check import LABEL, TIME
+from components.check import LABEL
+from trainer.schema import TIME
 
 SPLIT = "__split"
 """Where it is settled before the last pass: 0 train, 1 valid, 2 test."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trainer.errors import UserError
-from trainer.schema import DatasetSchema, Split
+from trainer.schema import TIME, DatasetSchema, Split
 
 _READ_ROWS = 262_144
 _LANE_ROWS, _MOST_LANES = 16, 1024
@@ -266,8 +266,23 @@ def load(folder: Path, split: Split, schema: DatasetSchema, process: tuple[int, 
     shards = sorted((folder / split).glob("*.parquet"))
     total = sum(pq.read_metadata(shard).num_rows for shard in shards)
     _, rows = Lanes(total).share(*process)
-    table = _fill(rows.stop - rows.start, schema, _record_batches(shards, rows))
+    columns = [field.name for field in schema.fields] + ([] if schema.target else ["label"])
+    table = _fill(rows.stop - rows.start, schema, _record_batches(shards, rows, columns))
     return replace(table, process=process, all_rows=total)
+
+
+def in_time_order(table: Table, folder: Path, split: Split) -> Table:
+    """The rows of a split as they came: sorted by time, rows of one time and rows without times as they are.
+
+    Raises UserError where several processes share the rows, for none of them sees what came before.
+    """
+    if table.process[1] > 1:
+        raise UserError("rows in time order are for one process: leave out train.processes")
+    shards = sorted((folder / split).glob("*.parquet"))
+    if not shards or TIME not in pq.read_schema(shards[0]).names:
+        return table
+    time_N = pq.read_table(shards, columns=[TIME])[TIME].to_numpy()
+    return table.select(torch.from_numpy(time_N.argsort(kind="stable")))
 
 
 def from_arrow(table: pa.Table, schema: DatasetSchema) -> Table:
@@ -275,7 +290,7 @@ def from_arrow(table: pa.Table, schema: DatasetSchema) -> Table:
     return _fill(table.num_rows, schema, table.to_batches(max_chunksize=_READ_ROWS))
 
 
-def _record_batches(shards: list[Path], rows: slice) -> Iterator[pa.RecordBatch]:
+def _record_batches(shards: list[Path], rows: slice, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """These rows of all shards, a row group at a time."""
     first = 0
     for shard in shards:
@@ -284,7 +299,7 @@ def _record_batches(shards: list[Path], rows: slice) -> Iterator[pa.RecordBatch]
                 size = file.metadata.row_group(group).num_rows
                 start, stop = max(rows.start - first, 0), min(rows.stop - first, size)
                 if start < stop:
-                    yield from file.read_row_group(group).slice(start, stop - start).to_batches(_READ_ROWS)
+                    yield from file.read_row_group(group, columns).slice(start, stop - start).to_batches(_READ_ROWS)
                 first += size
 
 

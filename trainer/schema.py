@@ -13,6 +13,8 @@ Split = Literal["train", "valid", "test"]
 FieldKind = Literal["categorical", "numeric", "sequence"]
 Transform = Literal["none", "log", "log_sq", "quantile", "standardize"]
 TimePart = Literal["hour_of_day", "weekday"]
+TIME = "__time"
+"""Float64 column of the shards beside the fields: what orders the rows, if the dataset says what does."""
 
 
 class Field(BaseModel):

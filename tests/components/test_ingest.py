@@ -22,7 +22,7 @@ from components.dataset import DatasetSpec
 from components.encode import Encoder
 from components.ingest import ingest
 from trainer.errors import NoSpaceError, UserError
-from trainer.schema import DatasetSchema
+from trainer.schema import TIME, DatasetSchema
 
 SPLITS = ("train", "valid", "test")
 
@@ -222,6 +222,17 @@ def test_a_user_who_chose_everything_gets_no_negatives(run: Run, tmp_path: Path)
         users = pl.Series(done.raw(split, "user"))
         labels += done.rows[split].filter(users == "all")["label"].to_list()
     assert labels == [1.0] * 8
+
+
+def test_shards_keep_what_orders_the_rows(run: Run) -> None:
+    times = np.random.default_rng(1).permutation(300)
+    text = _csv(
+        [(k % 9, int(k % 5 == 0), f"2024-01-{1 + t // 24:02}T{t % 24:02}:00") for k, t in enumerate(times)], "a,y,at"
+    )
+    done = run(text, time="at", split={"stratify": False})
+    kept = pl.concat([done.rows[split] for split in SPLITS])[TIME]
+    assert sorted((kept - kept.min()) / 3.6e9) == list(range(300))
+    assert done.schema.names("categorical") == ("a",)
 
 
 # ---- encoding

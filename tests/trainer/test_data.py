@@ -121,7 +121,9 @@ def test_only_row_groups_of_the_share_are_read(tmp_path: Path, monkeypatch: pyte
     read: list[int] = []
     read_row_group = pq.ParquetFile.read_row_group
     monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda file, group: (read.append(group), read_row_group(file, group))[1]
+        pq.ParquetFile,
+        "read_row_group",
+        lambda file, group, *rest: (read.append(group), read_row_group(file, group, *rest))[1],
     )
     data.load(tmp_path, "train", schema(1000), (0, 4))
     assert read == [0, 1, 2]
@@ -149,3 +151,25 @@ def test_select_keeps_the_chosen_rows() -> None:
     assert torch.equal(chosen.sequences["history"], expected.sequences["history"])
     assert torch.equal(chosen.lengths["history"], expected.lengths["history"])
     assert torch.equal(chosen.categorical, expected.categorical)
+
+
+def test_rows_in_time_order_keep_their_order_where_times_are_equal(tmp_path: Path) -> None:
+    times = np.random.default_rng(5).integers(0, 40, 200)
+    write(tmp_path, frame(200).with_columns(pl.Series("__time", times, dtype=pl.Float64)), shards=3)
+    table = data.load(tmp_path, "train", schema(200))
+    ordered = data.in_time_order(table, tmp_path, "train")
+    expected = sorted(range(200), key=lambda row: (times[row], row))
+    assert ordered.categorical.tolist() == table.categorical[expected].tolist()
+    assert ordered.label.tolist() == table.label[expected].tolist()
+
+
+def test_rows_without_times_are_taken_as_they_came(tmp_path: Path) -> None:
+    write(tmp_path, frame(50), shards=2)
+    table = data.load(tmp_path, "train", schema(50))
+    assert data.in_time_order(table, tmp_path, "train") is table
+
+
+def test_a_share_of_the_rows_has_no_time_order(tmp_path: Path) -> None:
+    write(tmp_path, frame(1000), shards=1)
+    with pytest.raises(UserError, match="in time order are for one process"):
+        data.in_time_order(data.load(tmp_path, "train", schema(1000), (0, 2)), tmp_path, "train")
