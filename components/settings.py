@@ -14,13 +14,14 @@ from trainer.methods.settings import (
     AutoFISSettings,
     AutoGroupSettings,
     AutoRecSettings,
+    ESAPNSettings,
     FieldDimsSettings,
     MDESettings,
     NISSettings,
 )
 from trainer.settings import TrainSettings, TuneSettings
 
-Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde", "none"]
+Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde", "none"]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal[
     "auc",
@@ -55,6 +56,7 @@ class SearchSpec(BaseModel):
     autodis: AutoDisSettings = Field(default=AutoDisSettings(), description="the method autodis: numeric fields")
     autogroup: AutoGroupSettings = Field(default=AutoGroupSettings(), description="the method autogroup: groups")
     nis: NISSettings = Field(default=NISSettings(), description="the method nis: sizes of tables by a policy")
+    esapn: ESAPNSettings = Field(default=ESAPNSettings(), description="the method esapn: sizes that grow on a stream")
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

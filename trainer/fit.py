@@ -30,7 +30,7 @@ from trainer.optim import Optimizers
 from trainer.pieces import Piece, Shape, beside, room
 from trainer.processes import gather_rows, most, rank_and_world, summed
 from trainer.ranking import CELLS, Best, best, items, ranked
-from trainer.schema import Task
+from trainer.schema import DatasetSchema, Task
 from trainer.settings import SAVE_SECONDS, TrainSettings
 from trainer.sharding import ahead, local_weights, pieces, unwrapped
 
@@ -70,9 +70,11 @@ class Gates(Protocol):
 
     names: frozenset[str]
     """Parameters of the model that are no weights: the training leaves them alone."""
+    in_order: bool
+    """Whether the rows pass in their own order, not in a random one."""
 
-    def before_step(self) -> None:
-        """Before the forward pass of each step."""
+    def before_step(self, batch: Batch, output: Output) -> None:
+        """Before the forward pass of each step on its `batch`; `output` as in `after_step`."""
 
     def after_step(self, batch: Batch, output: Output) -> None:
         """After the weights' update: gradients of the step are still there.
@@ -151,9 +153,12 @@ def predict(model: nn.Module, table: Table, batch_size: int = 16_384) -> Vector:
         parts = [ranked(logits_BI, batch.label, row).cpu() for row, batch, logits_BI in outputs]
         return cast(Vector, _of_all(table, parts, (3,)).numpy())
     output_N = _of_all(table, [output_B.double().cpu() for _, _, output_B in outputs])
-    if schema.task == "ctr":
-        return cast(Vector, output_N.sigmoid().numpy())
-    return cast(Vector, output_N.clamp(schema.label_min, schema.label_max).numpy())
+    return cast(Vector, answers(schema, output_N).numpy())
+
+
+def answers(schema: DatasetSchema, output_N: Tensor) -> Tensor:
+    """What outputs stand for, of the same shape. ctr: probabilities. rating: ratings in the range seen in training."""
+    return output_N.sigmoid() if schema.task == "ctr" else output_N.clamp(schema.label_min, schema.label_max)
 
 
 @torch.inference_mode()
@@ -356,7 +361,7 @@ class _Run:
         rank, world = rank_and_world()
         seed = _dropout_seed(self.seed, epoch, rank)
         self.model.train()
-        order = (self.seed, epoch)
+        order = None if self.gates and self.gates.in_order else (self.seed, epoch)
         batches = self.train.batches(self.settings.batch_size, seed_epoch=order, start=begun.step)
         for batch in ahead(self.model, (batch.to(self.device) for batch in batches)):
             torch.manual_seed(seed + begun.step)
@@ -386,8 +391,12 @@ class _Run:
 
     def _step(self, batch: Batch) -> float:
         """One update of all weights; the loss before it, whose mean over the processes is that of the batch."""
+
+        def output(rows: Batch) -> Tensor:
+            return self._output(rows, unwrapped(self.model))
+
         if self.gates:
-            self.gates.before_step()
+            self.gates.before_step(batch, output)
         step_loss = loss(self.task, self._output(batch, self.model), batch)
         step_loss.backward()  # type: ignore[no-untyped-call]
         self.optimizers.coalesce()
@@ -395,7 +404,7 @@ class _Run:
         if self.average:
             self.average.after_step()
         if self.gates:
-            self.gates.after_step(batch, lambda rows: self._output(rows, unwrapped(self.model)))
+            self.gates.after_step(batch, output)
         self.optimizers.zero_grad()
         return step_loss.item()
 

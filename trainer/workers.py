@@ -334,12 +334,15 @@ def _search(
     """What the candidate's supernet gives, if it has one. Nothing is trained that its checkpoints hold."""
     if candidate.supernet is None:
         return None
+    from trainer.data import in_time_order
     from trainer.methods.base import Opening
     from trainer.methods.table import METHODS
 
     method = METHODS[candidate.supernet["method"]]
     assert method.supernet is not None
     assert method.search is not None
+    if method.in_order:
+        train = in_time_order(train, job.dataset, "train")
     opening = Opening(candidate.architecture, candidate.supernet, candidate.training, train, valid, job.seed)
     found = method.search(
         method.supernet(opening),

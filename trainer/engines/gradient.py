@@ -66,7 +66,7 @@ class _Gates(Learner):
         names = {id(weight): name for name, weight in net.model.named_parameters()}
         self.names = frozenset(names[id(gate)] for gate in net.gates.values())
 
-    def before_step(self) -> None:
+    def before_step(self, batch: Batch, output: Output) -> None:
         self._relax(deciding=False)
 
     def learn(self, batch: Batch, output: Output) -> None:

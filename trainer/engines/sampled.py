@@ -140,7 +140,7 @@ class _Policy(Learner):
         super().__init__(net, net.policy, adam, train, valid, batch_size, seed)
         self.net, self.teaching = net, net.teaching
 
-    def before_step(self) -> None:
+    def before_step(self, batch: Batch, output: Output) -> None:
         self.net.take(self._next(generator(self.seed, "train", self.step)))
 
     def after_step(self, batch: Batch, output: Output) -> None:
@@ -169,15 +169,12 @@ class _Policy(Learner):
         return [curves("Reward over training", note, ("epoch", self.epochs), "reward", {"reward": self.rewards})]
 
     def state(self) -> dict[str, Any]:
-        logits = {f"logits/{name}": logits.detach() for name, logits in self.values.items()}
-        return {**super().state(), **logits, **vars(self.baseline), "rewards": self.rewards}
+        return {**super().state(), **vars(self.baseline), "rewards": self.rewards}
 
     def load_state(self, saved: dict[str, Any]) -> None:
         super().load_state(saved)
         self.baseline = Baseline(**{name: saved[name] for name in vars(self.baseline)})
         self.rewards = saved["rewards"]
-        for name, logits in self.values.items():
-            logits.data.copy_(saved[f"logits/{name}"])
 
     def _next(self, random: torch.Generator) -> Choice | None:
         """What the weights' next step takes."""

@@ -33,13 +33,28 @@ class Schedule:
     """How a supernet is trained.
 
     `every`: steps of the weights for each step of the learner. `warm_up`: the share of all steps, at the beginning, in
-    which it does not learn. `table_l2`: the supernet's own, if that differs from the derived model's.
+    which it does not learn. `in_order`: rows pass in their own order. `batch_size`, `learning_rate`, `table_l2`: the
+    supernet's own, if they differ from the derived model's.
     """
 
     epochs: int
     every: int = 1
     warm_up: float = 0.0
+    in_order: bool = False
+    batch_size: int | None = None
+    learning_rate: float | None = None
     table_l2: float | None = None
+
+    def training(self, settings: TrainSettings) -> TrainSettings:
+        """The settings of the supernet, given those of the derived model.
+
+        What is learned has no best epoch; weights are not averaged, as nobody uses them afterwards.
+        """
+        own = {name: getattr(self, name) for name in ("batch_size", "learning_rate", "table_l2")}
+        given = {name: value for name, value in own.items() if value is not None}
+        if "learning_rate" in given:
+            given["table_learning_rate"] = None
+        return settings.model_copy(update={"epochs": self.epochs, "patience": self.epochs, "average": 0.0, **given})
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Learner(ABC):
     """What learns beside the weights (`fit.Gates`): counts steps, notes values, and can be put aside and go on."""
 
     names: frozenset[str] = frozenset()
+    in_order: bool
 
     def __init__(
         self,
@@ -108,6 +124,7 @@ class Learner(ABC):
     ) -> None:
         """`values` is learned; `optimizer` makes what updates it, from the number of updates to come."""
         self.schedule, self.model, self.values = supernet.schedule, supernet.model, dict(values)
+        self.in_order = self.schedule.in_order
         self.valid, self.batch_size, self.seed, self.task = valid, batch_size, seed, train.schema.task
         self.per_epoch = train.steps(batch_size)
         self.steps = self.per_epoch * self.schedule.epochs
@@ -116,11 +133,11 @@ class Learner(ABC):
         self.step = self.learned = self.samples = 0
         self.rows: Iterator[Batch] | None = None
         self.epochs: list[float] = []
-        self.noted: dict[str, list[Tensor]] = {name: [] for name in self.values}
+        self.noted: dict[str, list[Tensor]] = {name: [] for name in self.notes()}
         self._note()
 
     @abstractmethod
-    def before_step(self) -> None:
+    def before_step(self, batch: Batch, output: Output) -> None:
         """Set the model for the next step of the weights."""
 
     @abstractmethod
@@ -136,6 +153,10 @@ class Learner(ABC):
             value.grad = None
         if self.step * TRACE_POINTS // self.steps > (self.step - 1) * TRACE_POINTS // self.steps:
             self._note()
+
+    def notes(self) -> Mapping[str, Tensor]:
+        """What is noted now and then: what is learned, where that is a few numbers."""
+        return self.values
 
     def figures(self) -> list[Figure]:
         """What the engine itself saw."""
@@ -160,15 +181,18 @@ class Learner(ABC):
     def state(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in ("step", "learned", "samples", "epochs")}
         state: dict[str, Any] = dict(counts)
+        state |= {f"noted/{name}": torch.stack(noted) for name, noted in self.noted.items()}
         for name, value in self.values.items():
-            state[f"values/{name}"] = torch.stack(self.noted[name])
+            state[f"values/{name}"] = value.detach()
             state |= {f"optimizer/{key}/{name}": part for key, part in self.optimizer.state[value].items()}
         return state
 
     def load_state(self, saved: dict[str, Any]) -> None:
         self.step, self.learned, self.samples = saved["step"], saved["learned"], saved["samples"]
         self.epochs = saved["epochs"]
-        self.noted = {name: list(saved[f"values/{name}"]) for name in self.values}
+        self.noted = {name: list(saved[f"noted/{name}"]) for name in self.noted}
+        for name, value in self.values.items():
+            value.data.copy_(saved[f"values/{name}"])
         for name, part in saved.items():
             kind, _, rest = name.partition("/")
             if kind == "optimizer":
@@ -180,7 +204,7 @@ class Learner(ABC):
 
     def _note(self) -> None:
         self.epochs.append(self.step / self.per_epoch)
-        for name, value in self.values.items():
+        for name, value in self.notes().items():
             self.noted[name].append(value.detach().clone().cpu())
 
 
@@ -198,17 +222,13 @@ def train(
 ) -> Found:
     """Train a supernet on training and validation `rows` to the end of its schedule, and derive.
 
-    The number of epochs is the schedule's, for what is learned has no best epoch; weights are not averaged, as nobody
-    uses them afterwards. `finish` is called before deriving; what it scores becomes the `sample`. `checkpoints` and
-    `save_seconds` as in `fit`.
+    `finish` is called before deriving; what it scores becomes the `sample`. `checkpoints` and `save_seconds` as in
+    `fit`.
 
     Raises:
         Diverged: as `fit`.
     """
-    schedule = supernet.schedule
-    settings = settings.model_copy(update={"epochs": schedule.epochs, "patience": schedule.epochs, "average": 0.0})
-    if schedule.table_l2 is not None:
-        settings = settings.model_copy(update={"table_l2": schedule.table_l2})
+    settings = supernet.schedule.training(settings)
 
     def watch(record: EpochRecord) -> bool:
         on_epoch(record)

@@ -26,7 +26,7 @@ NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "loga
 
 
 TASKS: dict[str, tuple[Task, ...]] = dict.fromkeys(
-    ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde"), ("ctr", "rating")
+    ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde"), ("ctr", "rating")
 )
 """What the models that each method finds can predict."""
 
@@ -203,6 +203,57 @@ class NISSettings(WidthSettings, PolicySettings):
             raise ValueError(f"{self.columns} 'columns' do not divide a 'dim' of {self.dim}")
         if self.rows != sorted(set(self.rows)) or self.rows[-1] != 1:
             raise ValueError("'rows' must rise and end at 1, where all categories are in")
+        return self
+
+
+class ESAPNSettings(BackboneSettings):
+    """ESAPN: a size for every category, which grows while rows pass once in time order. Values are the published ones.
+
+    But for `first_chance`, which is ours, as actions on the stream are drawn here.
+    """
+
+    OPENS = frozenset({"embedding.dim"})
+    REFUSES = frozenset({"share", "pairs_table"})
+
+    backbone: str = Field(default="mlp", description="model of the zoo that is opened")
+    fields: list[str] = Field(
+        default=[], description="categorical fields whose categories have sizes, such as [user, item]; []: all"
+    )
+    sizes: list[PositiveInt] = Field(
+        default=[2, 4, 8, 16, 64, 128],
+        min_length=2,
+        max_length=256,
+        description="widths that a category grows through; the widest is the backbone's",
+    )
+    select: Literal["policy", "fixed", "frequency"] = Field(
+        default="policy",
+        description="policy: what it learns; fixed: one size for all, as large as the budget lets; frequency: by"
+        " thresholds that double, the least that the budget lets",
+    )
+    first_chance: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[0.05],
+        min_length=1,
+        description="policy: how likely a category grows when it is met, before anything is learned",
+    )
+    budget: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.5],
+        min_length=1,
+        description="fixed, frequency: greatest share of the widest tables that may be kept",
+    )
+    last: int = Field(
+        default=5, ge=1, description="visits of a category that its reward looks back on, and whose actions it judges"
+    )
+    policy_learning_rate: float = Field(default=1e-4, ge=0, description="Adam's rate for the policies")
+    batch_size: int = Field(default=500, ge=1, description="rows of the stream that are scored, then learned from")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Adam's rate for all weights on the stream")
+    table_l2: NonNegativeFloat | None = Field(
+        default=None, description="the stream's own table_l2; none: the training's"
+    )
+
+    @model_validator(mode="after")
+    def _rises(self) -> "ESAPNSettings":
+        if self.sizes != sorted(set(self.sizes)):
+            raise ValueError("'sizes' must rise")
         return self
 
 

@@ -24,6 +24,8 @@ class Method:
     plan: Callable[[Any], Data] | None = None
     supernet: "Callable[[Opening], Supernet] | None" = None
     search: "Callable[..., Found] | None" = None
+    in_order: bool = False
+    """Whether a search takes the training rows in the order of their times."""
 
 
 def _autorec() -> Method:
@@ -67,6 +69,13 @@ def _nis() -> Method:
     return Method(nis.space, nis.plan, nis.NIS, sampled.search)
 
 
+def _esapn() -> Method:
+    from trainer.engines import streamed
+    from trainer.methods import esapn
+
+    return Method(esapn.space, esapn.plan, esapn.ESAPN, streamed.search, in_order=True)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -102,6 +111,7 @@ METHODS = _Table(
     autodis=_autodis,
     autogroup=_autogroup,
     nis=_nis,
+    esapn=_esapn,
     field_dims=_field_dims,
     mde=_mde,
 )

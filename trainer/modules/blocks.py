@@ -13,7 +13,7 @@ from trainer.modules.interactions import BatchNorm, dense
 from trainer.modules.tables import Key, Rows
 from trainer.shapes import block_maps, block_places, chain_widths
 
-SMALLEST = 1e-10
+MOMENTUM, SMALLEST = 0.1, 1e-10
 """Variance that a chain's normalisation adds: fresh rows are small, and torch's 1e-5 would weigh on the narrow ones."""
 
 
@@ -70,7 +70,7 @@ class Chain(nn.Module):
         super().__init__()
         self.keys, widths = list(source.keys), chain_widths(source.encoder)
         self.maps = nn.ModuleList(dense(before, after) for before, after in pairwise(widths))
-        self.norm = BatchNorm(source.width, eps=SMALLEST)
+        self.norm = Settling(source.width, eps=SMALLEST)
 
     def forward(self, rows: Rows, like_BN: Tensor) -> Tensor:
         """`like_BN` is for what `Blocks` needs it for."""
@@ -87,6 +87,19 @@ class Chain(nn.Module):
                 h_BD = h_BD + rows.fields([self.keys[number]]).squeeze(1)
                 held_B = held_B | rows.held[self.keys[number]]
         return h_BD
+
+
+class Settling(BatchNorm):
+    """Keeps the plain mean of the first batches' statistics, then a running one: they hold from the second batch on.
+
+    Fresh rows have a variance far below 1, at which kept ones start, and on a stream the first batches count.
+    """
+
+    def forward(self, x_BN: Tensor) -> Tensor:
+        if self.training:
+            assert self.num_batches_tracked is not None
+            self.momentum = max(MOMENTUM, 1 / (1 + int(self.num_batches_tracked)))
+        return super().forward(x_BN)
 
 
 def _name(part: tuple[int, int]) -> str:
