@@ -21,7 +21,7 @@ from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Jagged, Table
-from trainer.engines import sampled
+from trainer.engines import sampled, streamed
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
@@ -46,6 +46,7 @@ SCHEMAS = {
 NEEDS = {
     "autodim": "categorical",
     "nis": "categorical",
+    "esapn": "categorical",
     "field_dims": "categorical",
     "mde": "categorical",
     "autodis": "numeric",
@@ -68,6 +69,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "single": {"sizes": "single", "columns": 2, "rows": [0.5, 1.0]},
         "padded": {"align": ["pad", "lift"], "budget": [0.1, 0.6]},
         "blind": {"select": "random"},
+        "frequency": {"select": "frequency"},
+    },
+    "esapn": {
+        "few": {"sizes": [2, 8], "fields": ["user"], "first_chance": [0.01, 0.1]},
+        "fixed": {"select": "fixed", "budget": [0.1, 0.6]},
         "frequency": {"select": "frequency"},
     },
     "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
@@ -221,6 +227,8 @@ def test_a_supernet_learns_and_derives_at_any_moment(method: str, name: str, var
         trained_a_step(net.derive(), schema)
         if METHODS[method].search is sampled.search:
             assert_every_choice_learns(net, schema)
+        elif METHODS[method].search is streamed.search:
+            assert_grows(net, schema)
         elif net.gates:
             for progress, frozen, deciding in ((0.0, True, False), (0.5, False, True)):
                 assert_learns(net, schema, progress, frozen, deciding)
@@ -232,6 +240,19 @@ def learned(net: Any) -> dict[str, Tensor]:
     """The gates of a supernet, or its policy."""
     values: dict[str, Tensor] = net.policy if hasattr(net, "policy") else net.gates
     return values
+
+
+def assert_grows(net: Any, schema: DatasetSchema) -> None:
+    """Whatever size categories have; sizes are what is derived."""
+    before = net.derive().hash
+    for field in net.growth:
+        largest = net.sizes(field) == len(net.widths) - 1
+        net.enlarge(field, (~largest).nonzero().flatten()[::2])
+        loss(net.model, schema).backward()
+        assert finite(net.model)
+        assert all(largest) or net.derive().hash != before
+    inside = {id(weight) for weight in net.model.parameters()}
+    assert not any(id(value) in inside for value in net.policy.values())
 
 
 def assert_every_choice_learns(net: Any, schema: DatasetSchema) -> None:
@@ -269,7 +290,7 @@ def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dic
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
     assert isinstance(net.schedule, Schedule)
     if (
-        METHODS[method].search is sampled.search
+        METHODS[method].search in (sampled.search, streamed.search)
         or not net.gates
         or all(gate.shape[-1] == 1 for gate in net.gates.values())
     ):
@@ -284,10 +305,14 @@ def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dic
 @every_opening
 def test_figures_are_plain_data(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
-    values = {name: torch.stack([value.detach(), value.detach() + 0.1]) for name, value in learned(net).items()}
+    streams = METHODS[method].search is streamed.search
+    noted = streams and {field: torch.ones(len(streamed.BANDS), len(net.widths)) for field in net.growth}
+    values = {
+        name: torch.stack([value.detach(), value.detach() + 0.1]) for name, value in (noted or learned(net)).items()
+    }
     figures = net.figures(Trace([0.0, 1.0], values))
     assert json.loads(json.dumps(figures)) == figures
-    assert bool(figures) == bool(learned(net))
+    assert bool(figures) == bool(noted or learned(net))
     for figure in figures:
         assert figure["kind"] in ("heatmap", "curves", "table")
 

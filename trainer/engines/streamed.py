@@ -10,9 +10,9 @@ likely it grows by one size when it is met, and a policy to learn that by or non
 
 A category's reward is the mean of its losses at its last T visits less the loss now (ESAPN, Liu 2020, section 3.3). An
 action changes no output by itself, only what can be learned from then on. So a reward is credited to the actions of the
-T visits before it, not to the one just taken, which no loss at hand depends on. With that, an action that lowers all
-later losses by c is credited c (T + 1) / 2 in all. Rewards are compared with the mean of the others in the batch and
-divided by their moving deviation (`sampled.Baseline`), for each field apart.
+T visits before it, not to the one just taken, which no loss at hand depends on. So an action that lowers all later
+losses by c is credited c (T + 1) / 2 in all. What is credited is how much better the reward is than what categories
+that were met about as often had so far (`Expected`): losses fall fastest at the first visits, whatever is done.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from trainer import figures, metrics
 from trainer.data import Batch, Table
 from trainer.engines import supernet
-from trainer.engines.sampled import Baseline, generator
+from trainer.engines.sampled import FORGETTING, generator
 from trainer.engines.supernet import Found, Learner
 from trainer.figures import Cell, Figure
 from trainer.fit import Output, answers
@@ -34,6 +34,8 @@ from trainer.metrics import Vector
 from trainer.schema import Task
 from trainer.settings import TrainSettings
 
+BUCKETS = 64
+"""Of frequency: enough for 2**31 rows."""
 WINDOWS = 40
 """Pieces of the stream whose quality is shown."""
 BANDS = (0, 1, 10, 100, 1000)
@@ -107,6 +109,32 @@ class Followed:
         self.count_R[visit.ids] += visit.rows
 
 
+class Expected:
+    """The moving mean of rewards by bucket of frequency, which no action changes, so that it makes a fair baseline."""
+
+    def __init__(self) -> None:
+        self.mean_F, self.weight_F = torch.zeros(2, BUCKETS)
+        """Moving sums of batches' means and of their weights."""
+
+    def advantages(self, count_N: Tensor, reward_N: Tensor) -> Tensor:
+        """How much better rewards are than those of earlier batches, 0 where there is none; (N,)."""
+        bucket_N = bucket(count_N)
+        known_N = self.weight_F[bucket_N] > 0
+        expected_N = (self.mean_F / self.weight_F)[bucket_N]
+        advantage_N = torch.where(known_N, reward_N - expected_N, 0.0)
+        number_F = torch.bincount(bucket_N, minlength=BUCKETS)
+        total_F = torch.zeros(BUCKETS).index_add_(0, bucket_N, reward_N)
+        met_F = number_F > 0
+        self.mean_F[met_F] = torch.lerp(total_F / number_F, self.mean_F, FORGETTING)[met_F]
+        self.weight_F[met_F] = torch.lerp(torch.ones(BUCKETS), self.weight_F, FORGETTING)[met_F]
+        return advantage_N
+
+
+def bucket(count_N: Tensor) -> Tensor:
+    """Of frequency, (N,) int64: two for each doubling."""
+    return (2 * torch.log2(1 + count_N.double())).long()
+
+
 @dataclass(frozen=True)
 class Visit:
     """The N categories of a field that a batch of B rows meets, and what each of them does."""
@@ -129,7 +157,7 @@ class Stream(Learner):
         names = train.schema.names("categorical")
         self.columns = {field: names.index(field) for field in net.growth}
         self.followed = {field: Followed(len(net.sizes(field)), net.last) for field in self.columns}
-        self.baselines = {field: Baseline() for field in self.columns}
+        self.expected = {field: Expected() for field in self.columns}
         self.answer_N = torch.full((train.rows,), torch.nan)
         """What was said of each row before it was learned from (`fit.answers`)."""
         self.count_FN = torch.zeros(len(self.columns), train.rows, dtype=torch.int32)
@@ -166,22 +194,21 @@ class Stream(Learner):
         return quality_figures(self.schema.task, self.label_N, self.answer_N, self.count_FN, list(self.columns))
 
     def state(self) -> dict[str, Any]:
-        followed = {
-            f"{name}/{field}": value for field, one in self.followed.items() for name, value in vars(one).items()
-        }
-        sizes = {f"size/{field}": self.net.sizes(field) for field in self.columns}
-        baselines = {f"baseline/{field}": dict(vars(one)) for field, one in self.baselines.items()}
-        return {**super().state(), **followed, **sizes, **baselines, "answers": self.answer_N, "counts": self.count_FN}
+        return {**super().state(), **self._kept()}
 
     def load_state(self, saved: dict[str, Any]) -> None:
         super().load_state(saved)
-        for field, one in self.followed.items():
-            for name, value in vars(one).items():
-                value.copy_(saved[f"{name}/{field}"])
-            self.net.sizes(field).copy_(saved[f"size/{field}"])
-            self.baselines[field] = Baseline(**saved[f"baseline/{field}"])
-        self.answer_N.copy_(saved["answers"])
-        self.count_FN.copy_(saved["counts"])
+        for name, value in self._kept().items():
+            value.copy_(saved[name])
+
+    def _kept(self) -> dict[str, Tensor]:
+        """All that changes while rows pass, not copies."""
+        kept = {"answers": self.answer_N, "counts": self.count_FN}
+        for field in self.columns:
+            kept[f"size/{field}"] = self.net.sizes(field)
+            for known in (self.followed[field], self.expected[field]):
+                kept |= {f"{name}/{field}": value for name, value in vars(known).items()}
+        return kept
 
     def _act(self, field: str, id_B: Tensor) -> Visit:
         id_N, place_B, rows_N = torch.unique(id_B.cpu(), return_inverse=True, return_counts=True)
@@ -212,7 +239,7 @@ class Stream(Learner):
         if met_N.any():
             id_K = id_N[met_N]
             reward_K = followed.mean(id_K) - loss_N[met_N]
-            advantage_K = torch.tensor(self.baselines[field].advantages(reward_K.tolist())) / len(id_K)
+            advantage_K = self.expected[field].advantages(followed.count_R[id_K], reward_K) / len(id_K)
             known_KT = followed.known(id_K)
             credit.index_add_(0, followed.action_RT[id_K][known_KT], advantage_K[:, None].expand_as(known_KT)[known_KT])
         return credit

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trainer import figures
 from trainer.architecture import Architecture
-from trainer.engines.streamed import BAND_NAMES, BANDS, Growth
+from trainer.engines.streamed import BAND_NAMES, BANDS, Growth, bucket
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure
@@ -64,7 +64,7 @@ def plan(settings: ESAPNSettings) -> Data:
 
 
 class Policy(nn.Module):
-    """P(grow | frequency, size) for every state: the frequency in logarithmic buckets, two for each doubling.
+    """P(grow | frequency, size) for every state, the frequency in logarithmic buckets (`streamed.bucket`).
 
     A bucket's vector, normalised, beside the one-hot size; Linear, normalisation, tanh, Linear to keep and grow. States
     are few, so all of them pass at once and are what is normalised over: acting and learning see one function.
@@ -73,7 +73,7 @@ class Policy(nn.Module):
     def __init__(self, rows: int, sizes: int, first_chance: float) -> None:
         """`rows`: of the stream. Fresh, the chance is the same in all states."""
         super().__init__()
-        self.buckets, self.sizes = int(_bucket(torch.tensor([rows]))) + 1, sizes
+        self.buckets, self.sizes = int(bucket(torch.tensor([rows]))) + 1, sizes
         self.frequency = nn.Parameter(torch.randn(self.buckets, EMBEDDING))
         self.hidden = dense(EMBEDDING + sizes, HIDDEN)
         self.norms = nn.ModuleList(BatchNorm(width, track_running_stats=False) for width in (EMBEDDING, HIDDEN))
@@ -98,11 +98,7 @@ class Policy(nn.Module):
         return log_FSA.flatten(0, 1)
 
     def states(self, count_N: Tensor, size_N: Tensor) -> Tensor:
-        return _bucket(count_N) * self.sizes + size_N
-
-
-def _bucket(count_N: Tensor) -> Tensor:
-    return (2 * torch.log2(1 + count_N.double())).long()
+        return bucket(count_N) * self.sizes + size_N
 
 
 @dataclass(frozen=True)
@@ -219,7 +215,7 @@ class ESAPN:
 
     def _chances(self, field: str, policy: Policy) -> Figure:
         counts = torch.tensor([start for start in (*BANDS[:2], 3, *BANDS[2:]) if start <= self.train.rows])
-        chance = policy.logs()[:, 1].exp().view(policy.buckets, -1)[_bucket(counts)].tolist()
+        chance = policy.logs()[:, 1].exp().view(policy.buckets, -1)[bucket(counts)].tolist()
         names = [f"{int(count):,}" for count in counts]
         note = "How likely a category grows when it is met, by how often it has been met and by its size."
         columns = ("size", list(map(str, self.widths)))
