@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -188,6 +189,40 @@ def test_a_search_by_sampling_holds_its_scores_against_trainings(tmp_path: Path)
     first_order = 81 + 61
     assert all(first_order <= size <= (0.6 * 4 + 1) * first_order for size in sizes)
     assert "What the search saw" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
+
+
+STREAMED = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: tiny}
+spec:
+  dataset: {source: ratings.dat, format: movielens, task: ctr, label: {threshold: 4}}
+  search:
+    method: esapn
+    trials: 1
+    tune: {table_l2: []}
+    esapn: {sizes: [2, 4], fields: [user, item], first_chance: [0.2], batch_size: 50}
+  train: {seeds: 1, batch_size: 512, epochs: 2}
+  evaluate: {register: tiny}
+"""
+
+
+def test_a_search_on_a_stream_sees_the_rows_in_the_order_of_their_times(tmp_path: Path) -> None:
+    """The source has them in no order; likes begin with the second half of the times, which before looks certain."""
+    random = Random(1)
+    lines = [f"{time % 40}::{random.randrange(20)}::{5 if time >= 2000 else 1}::{time}" for time in range(4000)]
+    random.shuffle(lines)
+    (tmp_path / "ratings.dat").write_text("\n".join(lines))
+    code, _, errors = finish(tmp_path, pipeline=STREAMED)
+    assert code == 0, errors
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    [accuracy] = [f for f in report["search"]["figures"] if f["title"] == "accuracy over the stream"]
+    assert min(accuracy["series"][0]["values"][5:19]) == 1
+    [model] = report["leaderboard"]
+    encoder = model["architecture"]["views"]["e"]["encoders"]["user"]
+    assert (encoder["align"], [block["dim"] for block in encoder["blocks"]]) == ("chain", [2, 4])
+    words = ", ".join(f"{block['rows']} × {block['dim']}" for block in encoder["blocks"])
+    assert f"chain {words}" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 
 def test_a_run_of_next_items(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_5_on_a_planted_stream_who_needs_a_size_gets_it_and_rewards_rise() -> No
     visits = planted().rows.visits(["user"], range(len(later)))[later]
     assert spearmanr(visits, sizes[later]).statistic > 0.3
     assert np.mean(rewards[BATCHES // 2 :]) > 1.1 * np.mean(blind_rewards[BATCHES // 2 :])
-    chance = net.growth["user"].logs()[:, 1].exp().view(-1, 2)[:, 0]
+    chance = net.growth["user"].logs().detach()[:, 1].exp().view(-1, 2)[:, 0]
     frequent, rare = (float(chance[bucket(torch.arange(*counts))].mean()) for counts in ((12, 20), (1, 4)))
     assert frequent > 5 * rare
 
@@ -233,7 +233,7 @@ class Bandit:
 
     def chance(self) -> float:
         """Of growing at any visit but the last, after which nothing is felt."""
-        chance = self.growth["user"].logs()[:, 1].exp().view(-1, 2)[bucket(torch.arange(7)), 0]
+        chance = self.growth["user"].logs().detach()[:, 1].exp().view(-1, 2)[bucket(torch.arange(7)), 0]
         return float(1 - (1 - chance).prod())
 
 
@@ -333,7 +333,7 @@ def test_rewards_are_measured_against_those_of_categories_met_about_as_often() -
 def test_a_fresh_policy_is_the_same_everywhere_and_never_grows_the_largest() -> None:
     for sizes in (2, 6):
         policy = Policy(1000, sizes, 0.05)
-        chance_FS = policy.logs()[:, 1].exp().view(-1, sizes)
+        chance_FS = policy.logs().detach()[:, 1].exp().view(-1, sizes)
         torch.testing.assert_close(chance_FS[:, :-1], torch.full_like(chance_FS[:, :-1], 0.05))
         assert not chance_FS[:, -1].any()
         counts, size = torch.arange(1001).repeat(sizes), torch.arange(sizes).repeat_interleave(1001)
