@@ -9,6 +9,7 @@ from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.data import Jagged, Table
+from trainer.index import packed
 from trainer.schema import DatasetSchema, Field, Task
 from trainer.space import fill_params
 
@@ -106,6 +107,17 @@ def zoo_model(name: str) -> Model:
     """A model of the zoo by default, but without dropout, for the rows of `categorical`."""
     description = fill_params(zoo.template(name, categorical(1).schema), {"mlp.dropout": 0})
     return build(Architecture.from_dict(description), label_mean=0.5, table_init=0.05, seed=1)
+
+
+def indexed() -> Model:
+    """DeepFM for the rows of `categorical`, every third user with a wide row and the others with narrow ones."""
+    data = fill_params(zoo.template("deepfm", categorical(1).schema), {"mlp.dropout": 0})
+    number_R = bytes(user % 3 > 0 for user in range(USERS))
+    wide = number_R.count(0)
+    blocks = [{"first": 0, "rows": wide, "dim": 16}, {"first": wide, "rows": USERS - wide, "dim": 4}]
+    encoder = {"kind": "rows", "dim": 16, "blocks": blocks, "index": packed(number_R)}
+    data["views"]["e"]["encoders"]["user"] = encoder
+    return build(Architecture.from_dict(data), label_mean=0.5, table_init=0.05, seed=1)
 
 
 def one_table() -> Model:

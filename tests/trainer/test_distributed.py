@@ -97,6 +97,16 @@ def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, m
         assert mine["score"] == pytest.approx(theirs["score"], rel=1e-4)
 
 
+def test_a_stream_is_for_one_process(job: Job) -> None:
+    schema = DatasetSchema.load(job.dataset)
+    found = opened.candidate("esapn", schema, TrainSettings(), sizes=[2, 4])
+    said: list[Message] = []
+    launch(Job(**{**vars(job), "candidate": found.to_dict()}), World(processes=2), said.append)
+    [outcome] = said
+    assert isinstance(outcome, Outcome)
+    assert outcome.error == "rows in time order are for one process: leave out train.processes"
+
+
 def test_a_training_that_cannot_be_done_is_an_outcome(job: Job, tmp_path: Path) -> None:
     data = dict(job.candidate)
     data["training"] = {**data["training"], "learning_rate": 1e30}

@@ -15,6 +15,7 @@ from trainer.architecture import Architecture, ArchitectureError, fields_of
 from trainer.build import Model, build, table_specs
 from trainer.data import Table
 from trainer.index import packed, unpacked
+from trainer.modules.blocks import Settling
 from trainer.optim import Optimizers
 from trainer.settings import TrainSettings
 from trainer.shapes import count, infer
@@ -192,6 +193,30 @@ def test_rows_of_a_chain_pass_the_maps_after_their_block(dim: int) -> None:
         every.append(row)
     ids = batch_of(SCHEMA, rows=64).categorical[:, 0]
     torch.testing.assert_close(user_vectors(model), normalised(torch.stack(every)[ids]))
+
+
+def test_a_chain_keeps_the_mean_of_the_first_statistics_and_then_a_running_one() -> None:
+    norm, plain = Settling(3), torch.nn.BatchNorm1d(3)
+    means, variances = [], []
+    for step in range(15):
+        x_BN = torch.randn(7, 3) * (step + 1) + step
+        torch.testing.assert_close(norm(x_BN), plain(x_BN))
+        means.append(x_BN.mean(dim=0))
+        variances.append(x_BN.var(dim=0))
+        if step == 9:
+            torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(dim=0))
+            torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(dim=0))
+            kept = norm.running_mean
+            assert kept is not None
+            tenth = kept.clone()
+        if step == 10:
+            torch.testing.assert_close(norm.running_mean, 0.9 * tenth + 0.1 * means[10])
+    kept = norm.running_mean
+    norm.eval()
+    x_BN = torch.randn(4, 3)
+    assert kept is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm(x_BN), (x_BN - kept) / (norm.running_var + norm.eps).sqrt())
 
 
 def test_of_blocks_of_all_categories_the_one_that_is_chosen_now_counts() -> None:

@@ -1,1 +1,4 @@
-"""How searches are run. Black-box trials: `trainer.search`, `trainer.study`; on supernets: `gradient`."""
+"""How searches are run.
+
+Black-box trials: `trainer.search`, `trainer.study`. On supernets: `gradient`, `sampled`, `streamed`.
+"""

@@ -96,10 +96,19 @@ class Settling(BatchNorm):
     """
 
     def forward(self, x_BN: Tensor) -> Tensor:
-        if self.training:
-            assert self.num_batches_tracked is not None
-            self.momentum = max(MOMENTUM, 1 / (1 + int(self.num_batches_tracked)))
-        return super().forward(x_BN)
+        if not self.training or x_BN.shape[0] == 1:
+            return super().forward(x_BN)
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            # On the device, for asking it for the number would hold up every step.
+            rate = self.num_batches_tracked.to(self.running_mean.dtype).reciprocal().clamp(min=MOMENTUM)
+            variance_N, mean_N = torch.var_mean(x_BN.to(self.running_mean.dtype), dim=0)
+            self.running_mean.lerp_(mean_N, rate)
+            self.running_var.lerp_(variance_N, rate)
+        return functional.batch_norm(x_BN, None, None, self.weight, self.bias, True, 0.0, self.eps)
 
 
 def _name(part: tuple[int, int]) -> str:
