@@ -330,6 +330,59 @@ def test_rewards_are_measured_against_those_of_categories_met_about_as_often() -
     torch.testing.assert_close(expected.advantages(torch.tensor([0]), torch.tensor([4.0])), torch.tensor([4 - mean]))
 
 
+@pytest.mark.parametrize("last", [1, 4, 5])
+def test_an_action_is_credited_half_of_t_plus_one_times_what_it_saves_from_then_on(last: int) -> None:
+    """In the rewards of the T visits after it, and in none before and after these."""
+    followed, one, rewards = Followed(1, last), torch.tensor([0]), []
+    for visit in range(30):
+        loss = torch.tensor([1.0 if visit < 15 else 0.6])
+        rewards.append(float(followed.mean(one) - loss))
+        followed.push(Visit(one, one, one, one), loss)
+    assert sum(rewards[15 : 15 + last]) == pytest.approx(0.4 * (last + 1) / 2, abs=1e-5)
+    assert [*rewards[1:15], *rewards[15 + last :]] == pytest.approx([0] * (29 - last), abs=1e-6)
+
+
+def test_credits_are_those_of_a_plain_account() -> None:
+    """Each user's history as a list: what it did, and how it then went, against users met about as often."""
+    rows = table()
+    net = net_of(first_chance=[0.3])
+    learner = stream_of(net, rows)
+    histories: dict[int, list[tuple[int, float]]] = {}
+    counts: dict[int, int] = {}
+    means: dict[int, tuple[float, float]] = {}
+    for number, batch in enumerate(rows.batches(16)):
+        users = batch.categorical[:, 0].tolist()
+        before = net.sizes("user").clone()
+        learner.before_step(batch, net.model)
+        answer_B = learner.answer_N[16 * number :][: len(users)].double().numpy()
+        loss_B = metrics.losses("ctr", batch.label.numpy(), answer_B)
+        expected = torch.zeros(len(learner.credits["user"]))
+        met = sorted({user for user in users if user in histories})
+        now = {
+            user: np.mean([loss for other, loss in zip(users, loss_B, strict=True) if other == user]) for user in users
+        }
+        bucketed: dict[int, list[float]] = {}
+        for user in met:
+            last = histories[user][-5:]
+            reward = float(np.mean([loss for _, loss in last]) - now[user])
+            place = int(2 * np.log2(1 + counts[user]))
+            total, weight = means.get(place, (0.0, 0.0))
+            advantage = reward - total / weight if weight else 0.0
+            bucketed.setdefault(place, []).append(reward)
+            for action, _ in last:
+                expected[action] += advantage / len(met)
+        torch.testing.assert_close(learner.credits["user"], expected, rtol=1e-3, atol=1e-6)
+        for place, rewards in bucketed.items():
+            total, weight = means.get(place, (0.0, 0.0))
+            means[place] = (0.95 * total + 0.05 * float(np.mean(rewards)), 0.95 * weight + 0.05)
+        for user in sorted(set(users)):
+            state = int(2 * np.log2(1 + counts.get(user, 0))) * len(WIDTHS) + int(before[user])
+            grew = int(net.sizes("user")[user] - before[user])
+            histories.setdefault(user, []).append((2 * state + grew, float(now[user])))
+            counts[user] = counts.get(user, 0) + users.count(user)
+        learner.after_step(batch, net.model)
+
+
 def test_a_fresh_policy_is_the_same_everywhere_and_never_grows_the_largest() -> None:
     for sizes in (2, 6):
         policy = Policy(1000, sizes, 0.05)

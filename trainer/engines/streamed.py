@@ -8,11 +8,11 @@ likely it grows by one size when it is met, and a policy to learn that by or non
   nothing has been learned from these rows). A category's loss is the mean of its rows'.
 * The weights learn from the batch, and so does the policy, by REINFORCE (Williams 1992).
 
-A category's reward is the mean of its losses at its last T visits less the loss now (ESAPN, Liu 2020, section 3.3). An
-action changes no output by itself, only what can be learned from then on. So a reward is credited to the actions of the
-T visits before it, not to the one just taken, which no loss at hand depends on. So an action that lowers all later
-losses by c is credited c (T + 1) / 2 in all. What is credited is how much better the reward is than what categories
-that were met about as often had so far (`Expected`): losses fall fastest at the first visits, whatever is done.
+A category's reward is the mean of its losses at its last T visits less the loss now (ESAPN, Liu 2020). An action
+changes no output by itself, only what can be learned from then on: a reward is credited to the actions of the T visits
+before it, not to the one just taken, which no loss at hand depends on. An action that lowers all later losses by c is
+thereby credited c (T + 1) / 2 in all. What is credited is how much better the reward is than what categories that were
+met about as often had so far (`Expected`): losses fall fastest at the first visits, whatever is done.
 """
 
 from collections.abc import Mapping, Sequence
