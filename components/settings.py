@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.dataset import Url
 from trainer.methods.settings import (
+    AMEIRSettings,
     AutoDimSettings,
     AutoDisSettings,
     AutoFISSettings,
@@ -20,7 +21,7 @@ from trainer.methods.settings import (
 )
 from trainer.settings import TrainSettings, TuneSettings
 
-Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "field_dims", "mde", "none"]
+Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "ameir", "field_dims", "mde", "none"]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal[
     "auc",
@@ -55,6 +56,9 @@ class SearchSpec(BaseModel):
     autodis: AutoDisSettings = Field(default=AutoDisSettings(), description="the method autodis: numeric fields")
     autogroup: AutoGroupSettings = Field(default=AutoGroupSettings(), description="the method autogroup: groups")
     nis: NISSettings = Field(default=NISSettings(), description="the method nis: sizes of tables by a policy")
+    ameir: AMEIRSettings = Field(
+        default=AMEIRSettings(), description="the method ameir: histories, products and layers, one after the other"
+    )
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

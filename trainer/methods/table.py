@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.engines.staged import Staged
     from trainer.engines.supernet import Found, Supernet
     from trainer.methods.base import Opening
     from trainer.schema import DatasetSchema
@@ -17,12 +18,13 @@ class Method:
     """What a method is to the rest of Dalil; `settings` are those of its own section in a pipeline file.
 
     Every method has a space of architectures. For a search on a supernet these are backbones: `plan` is then the space
-    of settings of one search, `supernet` opens a backbone with one of them, and `search` is that of the engine.
+    of settings of one search, `supernet` opens a backbone with one of them (or several supernets, one after the other),
+    and `search` is that of the engine.
     """
 
     space: "Callable[[DatasetSchema, Any], Data]"
     plan: Callable[[Any], Data] | None = None
-    supernet: "Callable[[Opening], Supernet] | None" = None
+    supernet: "Callable[[Opening], Supernet | Staged] | None" = None
     search: "Callable[..., Found] | None" = None
 
 
@@ -67,6 +69,13 @@ def _nis() -> Method:
     return Method(nis.space, nis.plan, nis.NIS, sampled.search)
 
 
+def _ameir() -> Method:
+    from trainer.engines import staged
+    from trainer.methods import ameir
+
+    return Method(ameir.space, ameir.plan, ameir.AMEIR, staged.search)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -102,6 +111,7 @@ METHODS = _Table(
     autodis=_autodis,
     autogroup=_autogroup,
     nis=_nis,
+    ameir=_ameir,
     field_dims=_field_dims,
     mde=_mde,
 )
