@@ -141,11 +141,15 @@ def _built(net: Scorable, choice: Choice) -> Architecture | None:
 
 def score(net: Scorable, choice: Choice, rows: Table) -> float:
     """The loss of a choice (`metrics.MAIN`) on all rows of a split, with the weights as they are shared."""
+    return float(losses(net, choice, rows).mean())
+
+
+def losses(net: Scorable, choice: Choice, rows: Table) -> Vector:
+    """The same for each row, (N,)."""
     net.take(choice)
     with scoring(net.model):
         predicted = predict(net.model, rows)
-    measured = metrics.evaluate(rows.schema.task, gather_rows(rows.label).numpy(), predicted)
-    return measured[metrics.MAIN[rows.schema.task]]
+    return metrics.losses(rows.schema.task, gather_rows(rows.label).numpy(), predicted)
 
 
 class _Policy(Learner):

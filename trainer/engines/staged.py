@@ -21,10 +21,11 @@ from torch import Tensor
 
 from trainer.architecture import Architecture
 from trainer.data import Batch, Table
-from trainer.engines.sampled import DRAWS_OF_ONE, Choice, Scorable, blind, generator, score
+from trainer.engines.sampled import DRAWS_OF_ONE, Choice, Scorable, blind, generator, losses
 from trainer.engines.supernet import Found, Schedule, Scored, fitted
 from trainer.figures import Figure
 from trainer.fit import EpochRecord, Output
+from trainer.metrics import Vector
 from trainer.modules.choices import plain_weights
 from trainer.processes import rank_and_world
 from trainer.settings import SAVE_SECONDS, TrainSettings
@@ -120,17 +121,19 @@ class Scores:
         self.samples = 0
         """Rows on which choices were scored so far."""
 
-    def __call__(self, choice: Choice, rows: Table | None = None) -> float:
-        """On all validation rows, or on some of them (`some`)."""
-        rows = rows or self.rows
-        self.samples += rows.rows * rank_and_world()[1]
-        return score(self.stage, choice, rows)
+    def __call__(self, choice: Choice, rows: Table | None = None) -> Vector:
+        """(N,): of each of all validation rows, or of some of them (`some`)."""
+        found = losses(self.stage, choice, rows or self.rows)
+        self.samples += len(found)
+        return found
 
     def blind(self, number: int) -> list[tuple[Choice, Scored]]:
         """So many choices drawn as in training, which are different models, with their scores on all rows."""
         places = range(DRAWS_OF_ONE * number)
         draws = (self.stage.draw(generator(self.seed, f"{self.stage.name}/score", place)) for place in places)
-        return [(choice, Scored(built, self(choice))) for choice, built in blind(self.stage, draws, number)]
+        return [
+            (choice, Scored(built, float(self(choice).mean()))) for choice, built in blind(self.stage, draws, number)
+        ]
 
     def some(self, number: int) -> Table:
         """So many validation rows, drawn blindly; all if there are fewer."""

@@ -257,7 +257,7 @@ class AMEIRSettings(BaseModel):
         description="how a history becomes one vector; target: weighted by each step's match with the row's item",
     )
     order: int = Field(default=3, ge=2, description="most fields of a product, a search for each number from 2 on")
-    products: int = Field(default=8, ge=0, description="most products of fields; 0: none, and no search for them")
+    products: int = Field(default=8, ge=0, description="most products of each number of fields; 0: none, and no search")
     ratios: list[Annotated[float, Field(gt=0, le=1)]] = Field(
         default=[0.25, 0.5, 0.75, 1.0], min_length=1, description="widths of each layer, as shares of the greatest"
     )
