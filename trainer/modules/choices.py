@@ -80,20 +80,13 @@ class OpenPooling(Alternatives):
         return self.kinds[self.kind]
 
 
-class OpenProducts(nn.Module):
+class OpenProducts(Hadamard):
     """Those of many elementwise products that are taken: (B, M, d) -> (B, taken, d)."""
 
-    def __init__(self, every: Hadamard) -> None:
-        super().__init__()
-        self.every = every
-        self.taken_S: Tensor
-        self.register_buffer("taken_S", torch.arange(every.members.shape[1]), persistent=False)
-
-    def take(self, taken_S: Tensor) -> None:
-        self.taken_S = taken_S.to(self.taken_S.device)
+    taken: Sequence[int] = ()
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        return self.every.of(x_BMD, self.every.members[:, self.taken_S])
+        return self.of(x_BMD, self.members[:, list(self.taken)])
 
 
 class OpenInputs(nn.Linear):

@@ -27,7 +27,6 @@ from trainer.methods.base import Opening
 from trainer.metrics import Vector
 from trainer.modules.choices import OpenInputsMLP, OpenProducts
 from trainer.modules.interactions import Shortcut
-from trainer.modules.products import Hadamard
 
 Set = tuple[str, ...]
 SHARE = 4
@@ -61,10 +60,10 @@ class Products:
     def model(self) -> Model:
         every = replace(self.before, products=tuple(self.sets), **LINEAR)
         model = self.opening.build(self.skeleton.described(every))
-        products, deep = model.node(PRODUCTS), model.node(DEEP)
-        assert isinstance(products.op, Hadamard)
+        fields, deep = self.skeleton.fields, model.node(DEEP)
         assert isinstance(deep.op, Shortcut)
-        products.op = OpenProducts(products.op)
+        places = [tuple(fields.index(name) for name in one) for one in self.sets]
+        model.node(PRODUCTS).op = OpenProducts(len(fields), self.skeleton.dim, places, norm=True)
         deep.op = OpenInputsMLP(deep.op, [product_name(one) for one in self.sets], self.skeleton.dim)
         return model
 
@@ -78,8 +77,8 @@ class Products:
         products, deep = self.model.node(PRODUCTS).op, self.model.node(DEEP).op
         assert isinstance(products, OpenProducts)
         assert isinstance(deep, OpenInputsMLP)
-        products.take(choice[PRODUCTS])
-        deep.take(choice[PRODUCTS].tolist())
+        products.taken = choice[PRODUCTS].tolist()
+        deep.take(products.taken)
 
     def decided_by(self, choice: Choice) -> Decided:
         """What a choice makes of the skeleton."""
