@@ -100,7 +100,11 @@ class Behavior:
 
     def columns(self) -> list[Column]:
         """For every decision its options, each with the mean loss of the scored choices that have it."""
-        return [self._column(name, place) for name in self.decisions for place in range(len(self.best[name]))]
+        listed = []
+        for sequence in self.skeleton.histories:
+            blocks = [(f"{sequence}/{what}", place) for place in range(self.plan["blocks"]) for what in self.options]
+            listed += [*blocks, (f"{sequence}/pooling", 0)]
+        return [self._column(name, place) for name, place in listed]
 
     def _column(self, name: str, place: int) -> Column:
         sequence, _, what = name.rpartition("/")
