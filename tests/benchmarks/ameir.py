@@ -3,9 +3,9 @@
     clicks   MovieLens-1M as clicks with histories: DeepFM, DCNv2, DIN, AMEIR, and its space drawn blindly
     items    a sequence file, the next item: pooling, GRU4Rec, SASRec, AMEIR, and its space drawn blindly
 
-The hand-made models have as many trials as AMEIR, over the same training settings. A trial of AMEIR trains its supernets
-and then what was found; blind draws get as many trials as make no fewer rows of training than AMEIR has seen in all.
-A killed command goes on where it stood when it is given again.
+The hand-made models have as many trials as AMEIR, over the same training settings. A trial of AMEIR trains its
+supernets and then what was found; blind draws get as many trials as make about as many rows of training as AMEIR has
+seen in all. A killed command goes on where it stood when it is given again.
 """
 
 import argparse
@@ -71,7 +71,8 @@ def table(entries: list[tuple[str, Report]], metrics: tuple[str, ...]) -> list[s
     for name, entry in entries:
         measured = [entry["metrics"]["test"][metric] for metric in metrics]
         cells = [name, *(f"{one['mean']:.4f} ± {one['std']:.4f}" for one in measured)]
-        cells += [f"{entry['parameters']['total']:,}", f"{entry['search_samples']:,}", f"{entry['search_seconds']:.0f}"]
+        cells += [f"{sum(entry['parameters'].values()):,}", f"{entry['search_samples']:,}"]
+        cells += [f"{entry['search_seconds']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
