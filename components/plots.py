@@ -416,6 +416,88 @@ def scatter(points: Sequence[Point], x_name: str, y_name: str) -> str:
     return _figure(f"{y_name} against {x_name}, {len(shown)} points.", frame + "".join(dots))
 
 
+@dataclass(frozen=True)
+class Option:
+    """One option of a decision: its score, None if it has none, and whether it was taken."""
+
+    name: str
+    score: float | None
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision with its options. `rising`: a greater score is better."""
+
+    name: str
+    options: Sequence[Option]
+    rising: bool
+
+    @property
+    def width(self) -> float:
+        """Pixels of its column."""
+        return max(LETTER * _longest([option.name for option in self.options]) + 74, LETTER * len(self.name)) + 12
+
+    def strength(self, score: float) -> float:
+        """The opacity of an option: the best of the decision is the darkest."""
+        known = [option.score for option in self.options if option.score is not None]
+        worst, best = (min(known), max(known)) if self.rising else (max(known), min(known))
+        return FAINTEST + (MIDDLE - FAINTEST) * ((score - worst) / (best - worst) if best != worst else 0.0)
+
+
+MIDDLE = 0.55
+"""Opacity that leaves the text upon it readable."""
+OPTION, GAP = 22, 16
+"""Height of an option, and room between columns."""
+
+
+def stages(parts: Sequence[tuple[str, Sequence[Decision]]]) -> str:
+    """Decisions as columns of options, side by side and in as many lines as it takes, under the name of their stage."""
+    y, widest, drawn = 0.0, float(NARROWEST), []
+    for name, decisions in parts:
+        drawn.append(f'<text class="stage" x="4" y="{y + 18:.1f}">{escape(name)}</text>')
+        y += 28
+        x = lowest = 0.0
+        for decision in decisions:
+            if x and x + decision.width > MOST_WIDTH:
+                x, y, lowest = 0.0, y + lowest + GAP, 0.0
+            drawn.append(_decision(decision, x + 4, y))
+            x, lowest = x + decision.width + GAP, max(lowest, OPTION * (len(decision.options) + 1))
+            widest = max(widest, x)
+        y += lowest + GAP
+    words = ", ".join(f"{name}: {len(decisions)} decisions" for name, decisions in parts)
+    style = f' style="max-width:{widest:.0f}px;min-width:{0.75 * widest:.0f}px"'
+    return _figure(words, "".join(drawn), (widest, y), style) if parts else ""
+
+
+def _decision(decision: Decision, x: float, y: float) -> str:
+    parts = [f'<text class="axis-name" x="{x:.1f}" y="{y + 14:.1f}">{escape(decision.name)}</text>']
+    for place, option in enumerate(decision.options, start=1):
+        parts.append(_option(decision, option, x, y + OPTION * place))
+    return "".join(parts)
+
+
+def _option(decision: Decision, option: Option, x: float, y: float) -> str:
+    look, score, strength = "zero", "", 1.0
+    if option.score is not None:
+        look, score, strength = "above", f"{option.score:.4f}", decision.strength(option.score)
+    hint = " ".join([f"{decision.name}: {option.name}", score, "(taken)" if option.taken else ""]).strip()
+    name = option.name if len(option.name) <= MOST_LETTERS else f"{option.name[: MOST_LETTERS - 1]}…"
+    marks = [
+        f"<title>{escape(hint)}</title>",
+        f'<rect class="cell {look}" fill-opacity="{strength:.2f}" {_box(x, y, decision.width, OPTION)}/>',
+        f'<text class="option" x="{x + 7:.1f}" y="{y + 15:.1f}">{escape(name)}</text>',
+        f'<text class="option" x="{x + decision.width - 7:.1f}" y="{y + 15:.1f}" text-anchor="end">{score}</text>',
+    ]
+    if option.taken:
+        marks.append(f'<rect class="outline" {_box(x + 1, y + 1, decision.width - 2, OPTION - 2)}/>')
+    return f"<g>{''.join(marks)}</g>"
+
+
+def _box(x: float, y: float, width: float, height: float) -> str:
+    return f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+
+
 # ---- marks and frames -----------------------------------------------------------------------------------------------
 
 

@@ -300,7 +300,7 @@ def _seen(facts: Facts) -> str:
 
 
 def _figures(figures: Iterable[Facts]) -> str:
-    shown = {"heatmap": _heatmap, "curves": _curves, "scatter": _scatter, "table": _table}
+    shown = {"heatmap": _heatmap, "curves": _curves, "scatter": _scatter, "table": _table, "stages": _stages}
     items = [_captioned(figure["title"], figure["note"], shown[figure["kind"]](figure)) for figure in figures]
     return f'<div class="figures">{"".join(items)}</div>' if items else ""
 
@@ -336,6 +336,31 @@ def _scatter(figure: Facts) -> str:
     return (
         f"{plots.scatter(points, *names)}"
         f"<details><summary>As a table</summary>{_grid(['point', *names], rows)}</details>"
+    )
+
+
+def _stages(figure: Facts) -> str:
+    parts = [
+        (
+            stage["name"],
+            [
+                plots.Decision(one["name"], [plots.Option(**option) for option in one["options"]], stage["rising"])
+                for one in stage["columns"]
+            ],
+        )
+        for stage in figure["stages"]
+    ]
+    rows = [
+        [stage, decision.name, option.name, option.score, "taken" if option.taken else ""]
+        for stage, decisions in parts
+        for decision in decisions
+        for option in decision.options
+    ]
+    picture = plots.stages(parts)
+    return (
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{escape(figure["title"])}">{picture}</div>'
+        "<details><summary>As a table</summary>"
+        f"{_grid(['stage', 'decision', 'option', 'score', 'taken'], rows)}</details>"
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components.dataset import Url
 from trainer.methods.settings import (
+    AMEIRSettings,
     AutoDimSettings,
     AutoDisSettings,
     AutoFISSettings,
@@ -21,7 +22,9 @@ from trainer.methods.settings import (
 )
 from trainer.settings import TrainSettings, TuneSettings
 
-Method = Literal["autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde", "none"]
+Method = Literal[
+    "autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "ameir", "field_dims", "mde", "none"
+]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal[
     "auc",
@@ -57,6 +60,9 @@ class SearchSpec(BaseModel):
     autogroup: AutoGroupSettings = Field(default=AutoGroupSettings(), description="the method autogroup: groups")
     nis: NISSettings = Field(default=NISSettings(), description="the method nis: sizes of tables by a policy")
     esapn: ESAPNSettings = Field(default=ESAPNSettings(), description="the method esapn: sizes that grow on a stream")
+    ameir: AMEIRSettings = Field(
+        default=AMEIRSettings(), description="the method ameir: histories, products and layers, one after the other"
+    )
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

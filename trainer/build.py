@@ -111,7 +111,7 @@ class Model(nn.Module):
             {f"view:{name}": _view(architecture, name, shapes, table_init) for name in architecture.views}
         )
         self.nodes = nn.ModuleDict(
-            {f"{node.op}:{node.id}": _NodeModule(node, shapes, table_init) for node in architecture.nodes}
+            {f"{node.op}:{node.id}": NodeModule(node, shapes, table_init) for node in architecture.nodes}
         )
         self.head = _head(architecture, shapes, label_mean)
         self._places = _places(architecture)
@@ -129,6 +129,13 @@ class Model(nn.Module):
         output: Tensor = self.head(inputs)
         return output
 
+    def node(self, name: str) -> "NodeModule":
+        """The module of a node."""
+        places = dict(zip((node.id for node in self.architecture.nodes), self.nodes.values(), strict=True))
+        found = places[name]
+        assert isinstance(found, NodeModule)
+        return found
+
     def table_parameters(self) -> list[nn.Parameter]:
         """What encodes fields: all tables, and the vectors of numeric fields."""
         return [*self.tables.parameters(), *numbers.table_parameters(self.views)]
@@ -140,9 +147,7 @@ class Model(nn.Module):
 
     def lift_parameters(self) -> list[nn.Parameter]:
         """The part of the dense parameters that only aligns widths."""
-        aligns = (
-            node.align for node in self.nodes.values() if isinstance(node, _NodeModule) and node.align is not None
-        )
+        aligns = (node.align for node in self.nodes.values() if isinstance(node, NodeModule) and node.align is not None)
         return [*self._view_lifts(), *(parameter for align in aligns for parameter in align.parameters())]
 
     def _view_lifts(self) -> list[nn.Parameter]:
@@ -274,7 +279,7 @@ def _places(architecture: Architecture) -> dict[str, _Place]:
 # ---- nodes and head -------------------------------------------------------------------------------------------------
 
 
-class _NodeModule(nn.Module):
+class NodeModule(nn.Module):
     """One node: brings its inputs into the form its op takes, then applies the op."""
 
     def __init__(self, node: Node, shapes: Mapping[str, Shape], init: float) -> None:
@@ -284,7 +289,7 @@ class _NodeModule(nn.Module):
         self.field_aware = isinstance(inputs[0], P)
         fields = collected(node, shapes) if fields_op(node) else None
         self.align = Align([_widths(shape) for shape in inputs], fields) if fields else None
-        self.op = _op(node, inputs, fields, init)
+        self.op: nn.Module = _op(node, inputs, fields, init)
 
     def forward(self, values: Sequence[Value]) -> Value:
         if self.align is not None:
@@ -341,7 +346,7 @@ def _groups(node: Groups, fields: Collected) -> nn.Module:
 
 
 def _hadamard(node: Hadamard, fields: Collected) -> nn.Module:
-    return products.Hadamard(fields.fields, multiplied(node, fields.names))
+    return products.Hadamard(fields.fields, fields.width, multiplied(node, fields.names), norm=node.norm == "batch")
 
 
 def _se(node: SE, fields: Collected) -> nn.Module:
@@ -379,9 +384,10 @@ _FLAT_OPS: dict[type[Node], Callable[[Any, int], nn.Module]] = {
 }
 
 
-def _seq(node: Seq, shape: Q, init: float) -> nn.Module:
-    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, shape.width, node.causal)
-    return behavior.Block(layer, shape.width, node.norm == "layer", node.activation, node.residual)
+def block(node: Seq, width: int) -> behavior.Block:
+    """The module of a residual block, which skips no layer, on steps `width` wide."""
+    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, width, node.causal)
+    return behavior.Block(layer, width, node.norm == "layer", node.activation, node.residual)
 
 
 _SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, int, bool], nn.Module]] = {
@@ -399,7 +405,7 @@ _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
         shape.width, shape.length, node.layers, node.heads, node.dropout, init
     ),
     Positions: lambda node, shape, init: sequences.Positions(shape.width, shape.length, init),
-    Seq: _seq,
+    Seq: lambda node, shape, init: block(node, shape.width),
     Last: lambda node, shape, init: sequences.Last(),
     TargetAttention: lambda node, shape, init: sequences.TargetAttention(shape.width, node.units),
 }

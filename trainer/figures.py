@@ -1,6 +1,7 @@
 """What a search saw, as plain data that the report draws without knowing the method (formats: docs/report.md)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Figure = dict[str, Any]
@@ -40,6 +41,39 @@ def curves(
 def table(title: str, note: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Figure:
     """Words and numbers."""
     return _figure("table", title, note, columns=list(columns), rows=_short(rows))
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One option of a decision: its score, None if it has none, and whether it was taken."""
+
+    name: str
+    score: float | None
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Column:
+    """A decision with its options, of which one or more are taken."""
+
+    name: str
+    options: Sequence[Alternative]
+
+
+def stages(title: str, note: str, parts: Sequence[tuple[str, bool, Sequence[Column]]]) -> Figure:
+    """Decisions side by side, stage below stage, each as (name, whether a greater score is better, decisions)."""
+    shown = [
+        {
+            "name": name,
+            "rising": rising,
+            "columns": [
+                {"name": column.name, "options": [vars(one) | {"score": _short(one.score)} for one in column.options]}
+                for column in columns
+            ],
+        }
+        for name, rising, columns in parts
+    ]
+    return _figure("stages", title, note, stages=shown)
 
 
 def _figure(kind: str, title: str, note: str, **content: Any) -> Figure:

@@ -55,6 +55,38 @@ TABLE: Facts = {
 }
 
 
+STAGES: Facts = {
+    "kind": "stages",
+    "title": "Searches",
+    "note": "one after the other",
+    "stages": [
+        {
+            "name": "Histories",
+            "rising": False,
+            "columns": [
+                {
+                    "name": "block 1: layer",
+                    "options": [
+                        {"name": "gru", "score": 0.5, "taken": True},
+                        {"name": "conv", "score": 0.75, "taken": False},
+                        {"name": "mean", "score": 0.625, "taken": False},
+                        {"name": "skip", "score": None, "taken": False},
+                    ],
+                }
+            ],
+        },
+        {
+            "name": "Products",
+            "rising": True,
+            "columns": [
+                {"name": f"order {n}", "options": [{"name": f"a{n} × <b>", "score": n / 10, "taken": n == 1}]}
+                for n in range(12)
+            ],
+        },
+    ],
+}
+
+
 @pytest.fixture(scope="module")
 def evaluated_facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     root = tmp_path_factory.mktemp("runs")
@@ -68,7 +100,7 @@ def facts(evaluated_facts: Facts) -> Facts:
     """A report whose search shows one figure of each kind; fm is the backbone, autorec-1 (a DeepFM) the found model."""
     facts = copy.deepcopy(evaluated_facts)
     backbone = next(entry["architecture"] for entry in facts["leaderboard"] if entry["name"] == "fm")
-    facts["search"] |= {"found": "autorec-1", "backbone": backbone, "figures": [GATES, CURVES, SCATTER, TABLE]}
+    facts["search"] |= {"found": "autorec-1", "backbone": backbone, "figures": [GATES, CURVES, SCATTER, TABLE, STAGES]}
     facts["champion"] = "autorec-1"
     return facts
 
@@ -130,6 +162,7 @@ def test_figures_stand_after_the_plots_in_their_order(facts: Facts) -> None:
         "Gates over trainingone line per pair",
         "Ranksof a sample",
         "Dimsper field",
+        "Searchesone after the other",
     ]
 
 
@@ -386,3 +419,47 @@ def test_trials_of_several_sizes_show_the_trade_off(facts: Facts) -> None:
 def test_trials_of_one_size_have_no_trade_off(facts: Facts) -> None:
     facts["trials"] = [trial(0, 0.5, 100), trial(1, 0.6, 100), trial(2, 0.7, 50, state="pruned")]
     assert not list(sections(facts)["Search history"].iter("h3"))
+
+
+# ---- stages ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_option_is_the_darkest_and_the_taken_one_is_outlined(facts: Facts) -> None:
+    drawn = figure(sections(facts)["What the search saw"], "Searches")
+    shown = cells(drawn)
+    opacity = {name: look[1] for name, look in shown.items() if name.startswith("block 1")}
+    assert shown["block 1: layer: skip"][0] == "cell zero"
+    best, middle, worst = (
+        opacity[f"block 1: layer: {name}"] for name in ("gru 0.5000 (taken)", "mean 0.6250", "conv 0.7500")
+    )
+    assert best > middle > worst
+    assert middle == pytest.approx((best + worst) / 2, abs=0.01)
+    outlined = [words(group.find("title")) for group in drawn.iter("g") if len(group.findall("rect")) == 2]
+    assert outlined == ["block 1: layer: gru 0.5000 (taken)", "order 1: a1 × <b> 0.1000 (taken)"]
+
+
+def test_decisions_lie_side_by_side_and_cover_nothing(facts: Facts) -> None:
+    drawn = figure(sections(facts)["What the search saw"], "Searches")
+    svg = next(drawn.iter("svg"))
+    width, height = map(float, svg.get("viewBox", "").split()[2:])
+    boxes = [
+        tuple(float(mark.get(key, 0)) for key in ("x", "y", "width", "height"))
+        for mark in svg.iter("rect")
+        if mark.get("class") != "outline"
+    ]
+    assert len(boxes) == 4 + 12
+    for number, (x, y, w, h) in enumerate(boxes):
+        assert 0 <= x <= x + w <= width
+        assert 0 <= y <= y + h <= height
+        assert all(
+            x + w <= left or left + wide <= x or y + h <= top or top + high <= y
+            for left, top, wide, high in boxes[:number]
+        )
+    assert len({y for _, y, _, _ in boxes[4:]}) > 1  # twelve do not fit side by side
+
+
+def test_every_option_is_in_the_table(facts: Facts) -> None:
+    rows = table(figure(sections(facts)["What the search saw"], "Searches"))
+    assert len(rows) == 1 + 4 + 12
+    assert rows[1][:3] == ["Histories", "block 1: layer", "gru"]
+    assert rows[1][4] == "taken"

@@ -21,7 +21,7 @@ from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.candidate import Candidate, candidate_space
 from trainer.data import Jagged, Table
-from trainer.engines import sampled, streamed
+from trainer.engines import gradient, sampled, staged, streamed
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
@@ -75,6 +75,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "few": {"sizes": [2, 8], "fields": ["user"], "first_chance": [0.01, 0.1]},
         "fixed": {"select": "fixed", "budget": [0.1, 0.6]},
         "frequency": {"select": "frequency"},
+    },
+    "ameir": {
+        "plain": {"positions": [False], "causal": [False], "pooling": ["max"], "products": 0, "excitation": [False]},
+        "pairs": {"order": 2, "products": 2, "blocks": [1, 3], "layers": ["skip", "gru"], "candidates": 5},
+        "blind": {"select": "random"},
     },
     "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
 }
@@ -225,7 +230,9 @@ def test_a_supernet_learns_and_derives_at_any_moment(method: str, name: str, var
         candidate = Candidate.from_dict(fill(space, partial(randomly, random)))
         net = opened(candidate, schema)
         trained_a_step(net.derive(), schema)
-        if METHODS[method].search is sampled.search:
+        if METHODS[method].search is staged.search:
+            assert_every_stage_learns(net, schema)
+        elif METHODS[method].search is sampled.search:
             assert_every_choice_learns(net, schema)
         elif METHODS[method].search is streamed.search:
             assert_grows(net, schema)
@@ -237,8 +244,8 @@ def test_a_supernet_learns_and_derives_at_any_moment(method: str, name: str, var
 
 
 def learned(net: Any) -> dict[str, Tensor]:
-    """The gates of a supernet, or its policy."""
-    values: dict[str, Tensor] = net.policy if hasattr(net, "policy") else net.gates
+    """The gates of a supernet, or its policy; stages have neither."""
+    values: dict[str, Tensor] = getattr(net, "policy", getattr(net, "gates", {}))
     return values
 
 
@@ -253,6 +260,21 @@ def assert_grows(net: Any, schema: DatasetSchema) -> None:
         assert all(largest) or net.derive().hash != before
     inside = {id(weight) for weight in net.model.parameters()}
     assert not any(id(value) in inside for value in net.policy.values())
+
+
+def assert_every_stage_learns(net: Any, schema: DatasetSchema) -> None:
+    """With draws, each of which is a model too, until all stages have decided."""
+    for stage in net.stages():
+        for number in range(3):
+            choice = stage.draw(sampled.generator(7, stage.name, number))
+            stage.take(choice)
+            stage.model.zero_grad()
+            loss(stage.model, schema).backward()
+            assert finite(stage.model)
+            trained_a_step(stage.architecture(choice), schema)
+        scores = staged.Scores(stage, rows_of(schema, seed=1), seed=1)
+        stage.decide(scores.blind(stage.candidates), scores)
+        assert scores.samples > 0
 
 
 def assert_every_choice_learns(net: Any, schema: DatasetSchema) -> None:
@@ -289,11 +311,7 @@ def assert_learns(net: Any, schema: DatasetSchema, progress: float, frozen: bool
 def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
     assert isinstance(net.schedule, Schedule)
-    if (
-        METHODS[method].search in (sampled.search, streamed.search)
-        or not net.gates
-        or all(gate.shape[-1] == 1 for gate in net.gates.values())
-    ):
+    if METHODS[method].search is not gradient.search or all(gate.shape[-1] == 1 for gate in net.gates.values()):
         return  # nothing to decide
     torch.manual_seed(0)
     net.relax(0.3, frozen=False, deciding=True)
@@ -305,16 +323,22 @@ def test_gates_are_reached_when_they_decide(method: str, name: str, variant: dic
 @every_opening
 def test_figures_are_plain_data(method: str, name: str, variant: dict[str, Any]) -> None:
     net = opened(Candidate.from_dict(fill_params(space_of(method, SCHEMAS[name], **variant), {})), SCHEMAS[name])
-    streams = METHODS[method].search is streamed.search
-    noted = streams and {field: torch.ones(len(streamed.BANDS), len(net.widths)) for field in net.growth}
-    values = {
-        name: torch.stack([value.detach(), value.detach() + 0.1]) for name, value in (noted or learned(net)).items()
-    }
-    figures = net.figures(Trace([0.0, 1.0], values))
+    engine = METHODS[method].search
+    if engine is staged.search:
+        assert net.figures() == []
+        assert_every_stage_learns(net, SCHEMAS[name])
+        figures, shown = net.figures(), variant.get("select") != "random"
+    else:
+        bands = len(streamed.BANDS)
+        noted = {field: torch.ones(bands, len(net.widths)) for field in net.growth} if engine is streamed.search else {}
+        trace = {
+            name: torch.stack([value.detach(), value.detach() + 0.1]) for name, value in (noted or learned(net)).items()
+        }
+        figures, shown = net.figures(Trace([0.0, 1.0], trace)), bool(trace)
     assert json.loads(json.dumps(figures)) == figures
-    assert bool(figures) == bool(noted or learned(net))
+    assert bool(figures) == shown
     for figure in figures:
-        assert figure["kind"] in ("heatmap", "curves", "table")
+        assert figure["kind"] in ("heatmap", "curves", "table", "stages")
 
 
 BACKBONES = [

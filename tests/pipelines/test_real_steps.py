@@ -242,6 +242,27 @@ def test_a_run_of_next_items(tmp_path: Path) -> None:
     assert json.loads(example.read_text())["dataframe_split"]["columns"] == ["user", "history"]
 
 
+def test_a_search_in_stages_finds_what_tells_the_next_item(tmp_path: Path) -> None:
+    """Killed in the middle, too. Beside the picture of the stages there is the sample of the first one."""
+    lines = [f"u{user} " + " ".join(f"i{(user * 7 + k) % 20}" for k in range(4 + user % 5)) for user in range(200)]
+    (tmp_path / "events.txt").write_text("\n".join(lines))
+    settings = "ameir: {dims: [16], units: [[32]], dropout: [0.0], candidates: 20, epochs: 6, sample: 3}"
+    pipeline = NEXT.replace("method: none,", f"method: ameir, {settings},").replace("[pooling, gru4rec, sasrec]", "[]")
+    process = start(tmp_path, pipeline=pipeline)
+    second = tmp_path / "runs" / "tiny" / "search.partial" / "checkpoints" / "ameir-0" / "supernet" / "layers"
+    assert wait_for_step(process, second)
+    worker_of(process).parents()[1].kill()
+    process.communicate(timeout=60)
+
+    code, _, errors = finish(tmp_path, pipeline=pipeline)
+
+    assert code == 0, errors
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    assert report["leaderboard"][0]["metrics"]["test"]["mrr"]["mean"] > 0.9
+    assert [figure["kind"] for figure in report["search"]["figures"]] == ["stages", "scatter"]
+    assert len(report["search"]["figures"][1]["points"]) == 3
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

@@ -15,7 +15,7 @@ A score is only as good as its rank: `sample` choices, drawn uniformly, are scor
 be held against trainings from scratch (`Found.sample`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from trainer import metrics
 from trainer.architecture import Architecture
+from trainer.build import Model
 from trainer.data import Batch, Table
 from trainer.engines import supernet
 from trainer.engines.supernet import Found, Learner, Scored, Trace, buffers_kept
@@ -93,21 +94,42 @@ def search(net: Supernet, train: Table, valid: Table, settings: TrainSettings, *
     policy = _Policy(net, train, valid, settings.batch_size, seed)
 
     def finish() -> list[Scored]:
-        scored: dict[str, Scored] = {}
-        for number in range(DRAWS_OF_ONE * net.sample):
-            choice = uniform(net.policy, generator(seed, "sample", number))
-            architecture = _built(net, choice)
-            if architecture is not None and architecture.hash not in scored:
-                scored[architecture.hash] = Scored(architecture, score(net, choice, valid))
-                policy.samples += valid.total
-            if len(scored) == net.sample:
-                break
-        return list(scored.values())
+        draws = (uniform(net.policy, generator(seed, "sample", n)) for n in range(DRAWS_OF_ONE * net.sample))
+        scored = [
+            Scored(architecture, score(net, choice, valid)) for choice, architecture in blind(net, draws, net.sample)
+        ]
+        policy.samples += len(scored) * valid.total
+        return scored
 
     return supernet.train(net, policy, (train, valid), settings, seed=seed, finish=finish, **rest)
 
 
-def _built(net: Supernet, choice: Choice) -> Architecture | None:
+class Scorable(Protocol):
+    """A model that can take choices, each of which is a model too."""
+
+    @property
+    def model(self) -> Model: ...
+
+    def take(self, choice: Choice) -> None:
+        """From now on the model computes with this choice."""
+
+    def architecture(self, choice: Choice) -> Architecture:
+        """A choice as a model to train from scratch."""
+
+
+def blind(net: Scorable, draws: Iterable[Choice], number: int) -> list[tuple[Choice, Architecture]]:
+    """The first so many of `draws` that are different models, as far as there are."""
+    found: dict[str, tuple[Choice, Architecture]] = {}
+    for choice in draws:
+        if len(found) == number:
+            break
+        architecture = _built(net, choice)
+        if architecture is not None:
+            found.setdefault(architecture.hash, (choice, architecture))
+    return list(found.values())
+
+
+def _built(net: Scorable, choice: Choice) -> Architecture | None:
     """A choice as a model, unless it leaves too little to be one."""
     try:
         architecture = net.architecture(choice)
@@ -117,13 +139,17 @@ def _built(net: Supernet, choice: Choice) -> Architecture | None:
     return architecture
 
 
-def score(net: Supernet, choice: Choice, rows: Table) -> float:
+def score(net: Scorable, choice: Choice, rows: Table) -> float:
     """The loss of a choice (`metrics.MAIN`) on all rows of a split, with the weights as they are shared."""
+    return float(losses(net, choice, rows).mean())
+
+
+def losses(net: Scorable, choice: Choice, rows: Table) -> Vector:
+    """The same for each row, (N,)."""
     net.take(choice)
     with scoring(net.model):
         predicted = predict(net.model, rows)
-    measured = metrics.evaluate(rows.schema.task, gather_rows(rows.label).numpy(), predicted)
-    return measured[metrics.MAIN[rows.schema.task]]
+    return metrics.losses(rows.schema.task, gather_rows(rows.label).numpy(), predicted)
 
 
 class _Policy(Learner):

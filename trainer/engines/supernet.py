@@ -20,9 +20,9 @@ from trainer.build import Model
 from trainer.data import Batch, Table
 from trainer.device import device_of
 from trainer.figures import Figure
-from trainer.fit import EpochRecord, Output, fit
+from trainer.fit import EpochRecord, FitResult, Gates, Output, fit
 from trainer.settings import SAVE_SECONDS, TrainSettings
-from trainer.sharding import placed
+from trainer.sharding import local_weights, placed
 
 TRACE_POINTS = 40
 """Moments at which what is learned is noted."""
@@ -228,22 +228,15 @@ def train(
     Raises:
         Diverged: as `fit`.
     """
-    settings = supernet.schedule.training(settings)
-
-    def watch(record: EpochRecord) -> bool:
-        on_epoch(record)
-        return False
-
-    result = fit(
-        placed(supernet.model, settings, partly=True),
-        *rows,
+    result, _ = fitted(
+        supernet,
+        learner,
+        rows,
         settings,
-        task=rows[0].schema.task,
         seed=seed,
         checkpoints=checkpoints,
         save_seconds=save_seconds,
-        on_epoch=watch,
-        gates=learner,
+        on_epoch=on_epoch,
     )
     started = time.perf_counter()
     for value in learner.values.values():  # a few numbers, which methods read where their other data are
@@ -252,6 +245,56 @@ def train(
     architecture, figures = supernet.derive(), [*supernet.figures(learner.trace()), *learner.figures()]
     seconds = result.seconds + time.perf_counter() - started
     return Found(architecture, figures, seconds, result.samples + learner.samples, sample)
+
+
+class Trained(Protocol):
+    """A model with choices in it, and how it is trained."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+
+def fitted(
+    supernet: Trained,
+    gates: Gates,
+    rows: tuple[Table, Table],
+    settings: TrainSettings,
+    *,
+    seed: int,
+    checkpoints: Path | str | None,
+    save_seconds: float,
+    on_epoch: Callable[[EpochRecord], None],
+    weights: Mapping[str, Tensor] | None = None,
+) -> tuple[FitResult, nn.Module]:
+    """Train a supernet's weights to the end of its schedule; the result, and the model as it is placed.
+
+    The weights begin where `weights` has some of the same name and shape.
+    """
+    settings = supernet.schedule.training(settings)
+
+    def watch(record: EpochRecord) -> bool:
+        on_epoch(record)
+        return False
+
+    model = placed(supernet.model, settings, partly=True)
+    for name, value in local_weights(model).items():
+        if weights and name in weights and weights[name].shape == value.shape:
+            value.copy_(weights[name])
+    result = fit(
+        model,
+        *rows,
+        settings,
+        task=rows[0].schema.task,
+        seed=seed,
+        checkpoints=checkpoints,
+        save_seconds=save_seconds,
+        on_epoch=watch,
+        gates=gates,
+    )
+    return result, model
 
 
 @contextmanager

@@ -22,12 +22,17 @@ Interactor = Literal[
 Mapper = Literal["auto", "latent", "sparse"]
 ElementwiseKind = Literal["sum", "average", "multiply", "max", "min"]
 Dropout = float
+BlockActivation = Literal["identity", "relu", "gelu", "silu", "tanh"]
 NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]
 
 
-TASKS: dict[str, tuple[Task, ...]] = dict.fromkeys(
-    ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde"), ("ctr", "rating")
-)
+TASKS: dict[str, tuple[Task, ...]] = {
+    **dict.fromkeys(
+        ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde"),
+        ("ctr", "rating"),
+    ),
+    "ameir": ("ctr", "rating", "next_item"),
+}
 """What the models that each method finds can predict."""
 
 
@@ -254,6 +259,86 @@ class ESAPNSettings(BackboneSettings):
     def _rises(self) -> "ESAPNSettings":
         if self.sizes != sorted(set(self.sizes)):
             raise ValueError("'sizes' must rise")
+        return self
+
+
+BehaviorLayer = Literal["skip", "conv1", "conv3", "dilated3", "mean3", "max3", "gru", "attention1", "attention2"]
+Pooling = Literal["mean", "max", "last", "target"]
+
+
+class AMEIRSettings(BaseModel):
+    """AMEIR: blocks over histories, products of fields, and layers, found by three searches with shared weights.
+
+    All lists and numbers are ours.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dims: list[PositiveInt] = Field(
+        default=[16, 32], min_length=1, description="widths of all embeddings, a search for each"
+    )
+    units: list[list[PositiveInt]] = Field(
+        default=[[128, 128], [256, 256], [400, 400]],
+        min_length=1,
+        description="the greatest widths of the layers, a search for each",
+    )
+    dropout: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default=[0.0, 0.2, 0.5], min_length=1, description="share of the layers' units dropped, a search for each"
+    )
+    positions: list[bool] = Field(
+        default=[True], min_length=1, description="add a learned vector to each step for its distance from the last"
+    )
+    causal: list[bool] = Field(
+        default=[True], min_length=1, description="no step of a history sees later ones; false: all see each other"
+    )
+    blocks: list[PositiveInt] = Field(default=[2], min_length=1, description="residual blocks on top of each other")
+    norms: list[Literal["none", "layer"]] = Field(
+        default=["none", "layer"], min_length=1, description="what comes before a block's layer"
+    )
+    layers: list[BehaviorLayer] = Field(
+        default=["skip", "conv1", "conv3", "dilated3", "mean3", "max3", "gru", "attention1", "attention2"],
+        min_length=1,
+        description="a block's layer; skip leaves the block out, numbers are steps of a window or heads",
+    )
+    activations: list[BlockActivation] = Field(
+        default=["identity", "relu", "gelu", "silu"], min_length=1, description="what follows a block's layer"
+    )
+    pooling: list[Pooling] = Field(
+        default=["mean", "last", "target"],
+        min_length=1,
+        description="how a history becomes one vector; target: weighted by each step's match with the row's item",
+    )
+    order: int = Field(default=3, ge=2, description="most fields of a product, a search for each number from 2 on")
+    products: int = Field(default=8, ge=0, description="most products of each number of fields; 0: none, and no search")
+    ratios: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.25, 0.5, 0.75, 1.0], min_length=1, description="widths of each layer, as shares of the greatest"
+    )
+    mlp_activations: list[BlockActivation] = Field(
+        default=["relu", "silu", "identity"], min_length=1, description="activations of each layer"
+    )
+    excitation: list[bool] = Field(
+        default=[False, True], min_length=1, description="weigh all inputs of the layers by squeeze and excitation"
+    )
+    select: Literal["search", "random"] = Field(
+        default="search", description="search: the three searches; random: drawn blindly from all that they can find"
+    )
+    candidates: int = Field(
+        default=50, ge=1, description="blind choices scored to decide about histories, and about layers"
+    )
+    table_l2: NonNegativeFloat | None = Field(
+        default=None, description="the supernets' own table_l2; none: the training's"
+    )
+    epochs: int = Field(default=4, ge=1, description="passes over the training rows, in each search")
+    sample: int = Field(
+        default=8,
+        ge=0,
+        description="choices trained from scratch to see how far the first search's scores can be trusted; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "AMEIRSettings":
+        if set(self.pooling) == {"target"}:
+            raise ValueError("'pooling' needs more than target, which not every history has: add mean or last")
         return self
 
 

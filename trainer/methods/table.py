@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer.engines.staged import Staged
     from trainer.engines.supernet import Found, Supernet
     from trainer.methods.base import Opening
     from trainer.schema import DatasetSchema
@@ -17,12 +18,13 @@ class Method:
     """What a method is to the rest of Dalil; `settings` are those of its own section in a pipeline file.
 
     Every method has a space of architectures. For a search on a supernet these are backbones: `plan` is then the space
-    of settings of one search, `supernet` opens a backbone with one of them, and `search` is that of the engine.
+    of settings of one search, `supernet` opens a backbone with one of them (or several supernets, one after the other),
+    and `search` is that of the engine.
     """
 
     space: "Callable[[DatasetSchema, Any], Data]"
     plan: Callable[[Any], Data] | None = None
-    supernet: "Callable[[Opening], Supernet] | None" = None
+    supernet: "Callable[[Opening], Supernet | Staged] | None" = None
     search: "Callable[..., Found] | None" = None
     in_order: bool = False
     """Whether a search takes the training rows in the order of their times."""
@@ -76,6 +78,13 @@ def _esapn() -> Method:
     return Method(esapn.space, esapn.plan, esapn.ESAPN, streamed.search, in_order=True)
 
 
+def _ameir() -> Method:
+    from trainer.engines import staged
+    from trainer.methods import ameir
+
+    return Method(ameir.space, ameir.plan, ameir.AMEIR, staged.search)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -112,6 +121,7 @@ METHODS = _Table(
     autogroup=_autogroup,
     nis=_nis,
     esapn=_esapn,
+    ameir=_ameir,
     field_dims=_field_dims,
     mde=_mde,
 )

@@ -99,10 +99,15 @@ class CoordinateNorm(BatchNorm):
 
 
 class Hadamard(nn.Module):
-    """Π_{m in s} x[m] for each set s of fields: (B, M, d) -> (B, sets, d)."""
+    """Π_{m in s} x[m] for each set s of fields: (B, M, d) -> (B, sets, d).
 
-    def __init__(self, fields: int, sets: Sequence[tuple[int, ...]]) -> None:
+    `norm`: the fields' coordinates are normalised first. Without it a product of p embeddings is as small as the p-th
+    power of their size.
+    """
+
+    def __init__(self, fields: int, width: int, sets: Sequence[tuple[int, ...]], norm: bool) -> None:
         super().__init__()
+        self.norm = CoordinateNorm(fields, width) if norm else None
         # A set of lower order is filled up with a field of ones, which stands behind the others.
         order = max(map(len, sets))
         filled = [one + (fields,) * (order - len(one)) for one in sets]
@@ -111,9 +116,15 @@ class Hadamard(nn.Module):
         self.members: Tensor
 
     def forward(self, x_BMD: Tensor) -> Tensor:
+        return self.of(x_BMD, self.members)
+
+    def of(self, x_BMD: Tensor, members_PS: Tensor) -> Tensor:
+        """The products of the sets whose fields stand in these columns, some of `members`."""
+        if self.norm is not None:
+            x_BMD = self.norm(x_BMD)
         if self.filled:
             x_BMD = functional.pad(x_BMD, (0, 0, 0, 1), value=1.0)
-        product_BSD = x_BMD[:, self.members[0]]
-        for field_S in self.members[1:]:
+        product_BSD = x_BMD[:, members_PS[0]]
+        for field_S in members_PS[1:]:
             product_BSD = product_BSD * x_BMD[:, field_S]
         return product_BSD
