@@ -23,6 +23,8 @@ class Sample:
     beside: dict[str, list[str]] = field(default_factory=dict)
     """Other files of the same folder"""
     rows: int = ROWS
+    timed: bool = False
+    """Whether the spec or the format says what orders the rows"""
     encoding: str = "utf-8"
     table: pl.DataFrame | None = None
     """Instead of lines: the rows of a Parquet file"""
@@ -51,6 +53,7 @@ def movielens() -> Sample:
         fields=("user", "item", "gender", "age", "occupation", "zip", "genres", "year"),
         spec={"task": "rating"},
         beside={"users.dat": users, "movies.dat": movies},
+        timed=True,
         encoding="latin-1",
     )
 
@@ -63,7 +66,7 @@ def netflix() -> Sample:
         lines += [f"{rng.integers(1, 99)},{rng.integers(1, 6)},2005-09-{rng.integers(10, 30)}" for _ in range(20)]
     lines.append("17,,2005-09-06")
     bad = {1: "no line 'movie:' above it", len(lines): "no label"}
-    return Sample("combined_data_1.txt", lines, bad, fields=("user", "item"), spec={"task": "rating"})
+    return Sample("combined_data_1.txt", lines, bad, fields=("user", "item"), spec={"task": "rating"}, timed=True)
 
 
 def criteo() -> Sample:
@@ -94,7 +97,9 @@ def avazu() -> Sample:
         lines.append(",".join([str(2**64 - 1 - k), str(int(k % 5 == 0)), f"1410{21 + k % 10}{k % 24:02d}", *values]))
     lines.insert(4, lines[1].replace(",14102100,", ",14109900,"))
     lines.insert(5, lines[1] + ",1")
-    return Sample("train.csv", lines, {5: "hour is not YYMMDDHH", 6: "25 columns instead of 24"}, tuple(names))
+    return Sample(
+        "train.csv", lines, {5: "hour is not YYMMDDHH", 6: "25 columns instead of 24"}, tuple(names), timed=True
+    )
 
 
 def libfm() -> Sample:
@@ -220,7 +225,7 @@ def csv_next() -> Sample:
         "label": {"column": "stars", "threshold": 1},
     }
     bad = {3: "no what", 5: "no member", 7: "when is neither a number nor an ISO date"}
-    return Sample("log.csv", lines, bad, ("member", "what", "seen"), spec)
+    return Sample("log.csv", lines, bad, ("member", "what", "seen"), spec, timed=True)
 
 
 SAMPLES: dict[str, Callable[[], Sample]] = {

@@ -16,7 +16,7 @@ from components.formats import FORMATS
 from components.ingest import ingest
 from tests.contracts.format_samples import SAMPLES, Sample
 from trainer.errors import UserError
-from trainer.schema import DatasetSchema
+from trainer.schema import TIME, DatasetSchema
 
 SPLITS = ("train", "valid", "test")
 
@@ -75,7 +75,7 @@ def test_reads_the_original_layout(case: str, packed: bool, scheme: str, tmp_pat
     assert DatasetSchema.load(tmp_path / "out") == schema
     for split, rows in _shards(tmp_path / "out").items():
         assert rows.height == schema.rows[split]
-        assert rows.columns == [*sample.fields, *([] if schema.target else ["label"])]
+        assert rows.columns == [*sample.fields, *([] if schema.target else ["label"]), *[TIME] * sample.timed]
 
 
 def test_rejects_bad_rows_with_line_and_reason(case: str, source: str, tmp_path: Path) -> None:
@@ -131,7 +131,9 @@ def test_encoding_raw_rows_gives_the_shards(case: str, source: str, tmp_path: Pa
     assert examples.height == min(test.height, 1000)
     encoder = Encoder(tmp_path / "out")
     assert set(encoder.inputs) <= set(examples.columns)
-    assert encoder.encode(examples).equals(test[examples["row"].to_list()].drop("label", strict=False), null_equal=True)
+    assert encoder.encode(examples).equals(
+        test[examples["row"].to_list()].drop("label", TIME, strict=False), null_equal=True
+    )
 
 
 def test_unknown_and_missing_values_are_encoded(case: str, source: str, tmp_path: Path) -> None:
