@@ -161,7 +161,8 @@ class _Comparison:
         group = self.schema.group
         if self.schema.task == "ctr" and group is not None and group in self.schema.names("categorical"):
             measured["gauc"] = metrics.gauc(self.label, prediction, self.test.ids(group).numpy())
-        return measured
+        # Where every user has one test row nothing can be ranked within users.
+        return {name: value for name, value in measured.items() if not np.isnan(value)}
 
     def _latency(self, model: Model) -> dict[str, float]:
         """Milliseconds for one row (median), and rows per second in a batch, from encoded rows to predictions."""

@@ -412,7 +412,7 @@ def _drawings(facts: Facts, entry: Facts) -> str:
     if not given or _found(facts) is not entry:
         return _drawing(derived)
     backbone = Architecture.from_dict(given)
-    drawings = _captioned("The backbone", "The hand-made model that the search starts from.", _drawing(backbone))
+    drawings = _captioned("The backbone", "What the search starts from.", _drawing(backbone))
     drawings += _captioned("What was derived", f"{entry['name']}, as it was trained anew.", _drawing(derived))
     return f'<p>{_change(count(backbone), count(derived))}</p><div class="figures">{drawings}</div>'
 

@@ -49,5 +49,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list) and any(isinstance(one, float) for one in value):
         return f"[{', '.join(f'{one:.4g}' for one in value)}]"
     if isinstance(value, list) and any(isinstance(one, dict) for one in value):
-        return f"[{', '.join(' '.join(f'{name} {part}' for name, part in one.items()) for one in value)}]"
+        return f"[{', '.join(map(_text, value))}]"
+    if isinstance(value, dict):
+        return " ".join(str(part) if name == "kind" else f"{name} {part}" for name, part in value.items())
     return str(value)

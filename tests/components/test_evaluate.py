@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from scipy import stats
 from sklearn.metrics import log_loss, roc_auc_score
 
@@ -14,6 +15,8 @@ from components import evaluate as step
 from components import report
 from tests.components import evaluated
 from trainer.architecture import Architecture
+from trainer.data import Table
+from trainer.schema import DatasetSchema, Field, Split
 from trainer.shapes import count
 
 
@@ -124,3 +127,15 @@ def test_rating_reports_squared_errors(tmp_path: Path) -> None:
     assert set(test) == {"mse", "rmse"}
     seed = facts["shipped"]["seed"] - 1
     assert test["mse"]["values"][seed] == pytest.approx(np.mean(errors**2), rel=1e-9)
+
+
+def test_users_of_one_test_row_have_no_gauc() -> None:
+    user = Field(name="user", kind="categorical", cardinality=5)
+    rows: dict[Split, int] = {"train": 4, "valid": 4, "test": 4}
+    schema = DatasetSchema(
+        task="ctr", label="click", fields=(user,), group="user", rows=rows, label_mean=0.5, label_min=0, label_max=1
+    )
+    label, prediction = torch.tensor([0.0, 1.0, 0.0, 1.0]), np.array([0.2, 0.4, 0.3, 0.9])
+    for ids, measured in (([1, 2, 3, 4], {"auc", "logloss"}), ([1, 1, 2, 2], {"auc", "logloss", "gauc"})):
+        test = Table(schema, torch.tensor(ids, dtype=torch.int32)[:, None], torch.empty(4, 0), label, {})
+        assert step._Comparison(schema, test, "auc", Path())._metrics(prediction).keys() == measured
