@@ -271,13 +271,11 @@ class Groups(_FieldsOp):
 class Hadamard(_FieldsOp):
     """The elementwise product over each set of two or more fields, listed by name: F(sets, d) (AMEIR, Zhao 2021).
 
-    Products stand in the order of the fields and are called by the names of theirs, sorted: `item*user`. `norm`: batch
-    normalisation of each coordinate of each field first, without learned scale and shift.
+    Products stand in the order of the fields and are called by the names of theirs, sorted: `item*user`.
     """
 
     op: Literal["hadamard"] = "hadamard"
     sets: Sets = Field(min_length=1)
-    norm: Literal["none", "batch"] = "none"
 
 
 class SE(_FieldsOp):

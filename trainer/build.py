@@ -346,7 +346,7 @@ def _groups(node: Groups, fields: Collected) -> nn.Module:
 
 
 def _hadamard(node: Hadamard, fields: Collected) -> nn.Module:
-    return products.Hadamard(fields.fields, fields.width, multiplied(node, fields.names), norm=node.norm == "batch")
+    return products.Hadamard(fields.fields, multiplied(node, fields.names))
 
 
 def _se(node: SE, fields: Collected) -> nn.Module:

@@ -513,13 +513,13 @@ def test_a_field_called_by_a_number_is_no_node() -> None:
 def test_products_of_any_order_by_brute_force(sets: set[tuple[int, ...]]) -> None:
     x_BMD = torch.randn(B, M, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.stack([x_BMD[:, list(one)].prod(1) for one in sorted(sets)], 1)
-    torch.testing.assert_close(Hadamard(M, D, sorted(sets), norm=False)(x_BMD), expected)
+    torch.testing.assert_close(Hadamard(M, sorted(sets))(x_BMD), expected)
 
 
 def test_all_products_of_two_fields_add_up_to_fm(x_BMD: Tensor) -> None:
     """Summed through a fixed vector of ones: the closed form of FM's second order."""
     pairs = list(itertools.combinations(range(M), 2))
-    summed_B1 = Hadamard(M, D, pairs, norm=False)(x_BMD).sum(1) @ torch.ones(D, 1, dtype=x_BMD.dtype)
+    summed_B1 = Hadamard(M, pairs)(x_BMD).sum(1) @ torch.ones(D, 1, dtype=x_BMD.dtype)
     torch.testing.assert_close(summed_B1, FM()(x_BMD))
 
 

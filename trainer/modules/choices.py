@@ -14,7 +14,7 @@ from torch.nn import functional
 from trainer.modules.behavior import Block
 from trainer.modules.dropout import Dropout
 from trainer.modules.interactions import ACTIVATIONS, Shortcut
-from trainer.modules.products import Hadamard
+from trainer.modules.products import CoordinateNorm, Hadamard
 from trainer.modules.values import Steps
 
 
@@ -81,12 +81,18 @@ class OpenPooling(Alternatives):
 
 
 class OpenProducts(Hadamard):
-    """Those of many elementwise products that are taken: (B, M, d) -> (B, taken, d)."""
+    """Those of many elementwise products that are taken: (B, M, d) -> (B, taken, d).
 
-    taken: Sequence[int] = ()
+    The fields' coordinates are normalised first, so that products of any order are about as large.
+    """
+
+    def __init__(self, fields: int, width: int, sets: Sequence[tuple[int, ...]]) -> None:
+        super().__init__(fields, sets)
+        self.norm = CoordinateNorm(fields, width)
+        self.taken: Sequence[int] = ()
 
     def forward(self, x_BMD: Tensor) -> Tensor:
-        return self.of(x_BMD, self.members[:, list(self.taken)])
+        return self.of(self.norm(x_BMD), self.members[:, list(self.taken)])
 
 
 class OpenInputs(nn.Linear):

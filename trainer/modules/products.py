@@ -99,15 +99,10 @@ class CoordinateNorm(BatchNorm):
 
 
 class Hadamard(nn.Module):
-    """Π_{m in s} x[m] for each set s of fields: (B, M, d) -> (B, sets, d).
+    """Π_{m in s} x[m] for each set s of fields: (B, M, d) -> (B, sets, d)."""
 
-    `norm`: the fields' coordinates are normalised first. Without it a product of p embeddings is as small as the p-th
-    power of their size.
-    """
-
-    def __init__(self, fields: int, width: int, sets: Sequence[tuple[int, ...]], norm: bool) -> None:
+    def __init__(self, fields: int, sets: Sequence[tuple[int, ...]]) -> None:
         super().__init__()
-        self.norm = CoordinateNorm(fields, width) if norm else None
         # A set of lower order is filled up with a field of ones, which stands behind the others.
         order = max(map(len, sets))
         filled = [one + (fields,) * (order - len(one)) for one in sets]
@@ -120,8 +115,6 @@ class Hadamard(nn.Module):
 
     def of(self, x_BMD: Tensor, members_PS: Tensor) -> Tensor:
         """The products of the sets whose fields stand in these columns, some of `members`."""
-        if self.norm is not None:
-            x_BMD = self.norm(x_BMD)
         if self.filled:
             x_BMD = functional.pad(x_BMD, (0, 0, 0, 1), value=1.0)
         product_BSD = x_BMD[:, members_PS[0]]

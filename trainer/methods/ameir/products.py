@@ -63,7 +63,7 @@ class Products:
         fields, deep = self.skeleton.fields, model.node(DEEP)
         assert isinstance(deep.op, Shortcut)
         places = [tuple(fields.index(name) for name in one) for one in self.sets]
-        model.node(PRODUCTS).op = OpenProducts(len(fields), self.skeleton.dim, places, norm=True)
+        model.node(PRODUCTS).op = OpenProducts(len(fields), self.skeleton.dim, places)
         deep.op = OpenInputsMLP(deep.op, [product_name(one) for one in self.sets], self.skeleton.dim)
         return model
 

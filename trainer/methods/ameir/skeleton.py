@@ -109,7 +109,7 @@ class Skeleton:
         inputs = [*([FIELDS] if self.fields else []), *(f"{history(n)}-pool" for n in range(len(self.histories)))]
         if decided.products:
             sets = [list(one) for one in decided.products]
-            nodes.append({"id": PRODUCTS, "op": "hadamard", "in": [FIELDS], "sets": sets, "norm": "batch"})
+            nodes.append({"id": PRODUCTS, "op": "hadamard", "in": [FIELDS], "sets": sets})
             inputs.append(PRODUCTS)
         if decided.excitation:
             nodes.append({"id": EXCITED, "op": "se", "in": inputs})
