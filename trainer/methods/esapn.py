@@ -197,8 +197,7 @@ class ESAPN:
 
     def _by_frequency(self, field: str, counted: Tensor) -> Figure:
         """`counted` (bands, sizes): number of categories."""
-        share = (counted / counted.sum(dim=1, keepdim=True)).tolist()
-        values = [[None if math.isnan(one) else one for one in line] for line in share]
+        values = [_numbers(line) for line in counted / counted.sum(dim=1, keepdim=True)]
         names = [f"{name} ({int(number):,})" for name, number in zip(BAND_NAMES, counted.sum(dim=1), strict=True)]
         note = (
             "Share of the categories that were met so often by the end of the stream (their number) which have a size."
@@ -208,8 +207,8 @@ class ESAPN:
 
     def _shares(self, field: str, counted: Tensor, epochs: list[float]) -> Figure:
         met = counted[:, 1:].sum(dim=1).double()
-        share = (met / met.sum(dim=1, keepdim=True).clamp(min=1)).T.tolist()
-        lines = {str(width): line for width, line in zip(self.widths, share, strict=True)}
+        share = (met / met.sum(dim=1, keepdim=True)).T
+        lines = {str(width): _numbers(line) for width, line in zip(self.widths, share, strict=True)}
         note = "Share of the categories met so far which have a size."
         return figures.curves(f"Sizes of {field} over the stream", note, ("stream", epochs), "share", lines)
 
@@ -226,7 +225,7 @@ class ESAPN:
         lines = {}
         for field, counted in trace.values.items():
             met = counted[:, 1:].sum(dim=1).double()
-            lines[field] = (met @ widths / met.sum(dim=1).clamp(min=1)).tolist()
+            lines[field] = _numbers(met @ widths / met.sum(dim=1))
         note = "Mean width over the categories met so far."
         return figures.curves("Mean size over the stream", note, ("stream", trace.epochs), "width", lines)
 
@@ -265,6 +264,11 @@ class ESAPN:
             middle = (low + high) // 2
             low, high = (low, middle) if fits(middle) else (middle, high)
         return 0, Thresholds(high, sizes)
+
+
+def _numbers(value_N: Tensor) -> list[float | None]:
+    """As a figure has them: None where nothing has been met, whose share is 0 / 0."""
+    return [None if math.isnan(one) else one for one in value_N.tolist()]
 
 
 def described(number_R: bytes, widths: list[int]) -> Data:
