@@ -55,7 +55,7 @@ from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
 from trainer.modules.tables import Held, Tables, TableSpec
-from trainer.modules.values import Steps, Value, flatten
+from trainer.modules.values import StepGroups, Steps, Value, flatten
 from trainer.shapes import (
     Collected,
     F,
@@ -161,7 +161,7 @@ class Model(nn.Module):
         if place is None:
             return values[ref]
         value = values[place.view]
-        if isinstance(value, Steps):
+        if isinstance(value, Steps | StepGroups):
             return value
         if isinstance(value, list):
             return value[place.position]
@@ -294,6 +294,8 @@ class NodeModule(nn.Module):
     def forward(self, values: Sequence[Value]) -> Value:
         if self.align is not None:
             output: Value = self.op(self.align(values))
+        elif isinstance(values[0], StepGroups):
+            output = values[0].apply(self.op, [value for value in values[1:] if isinstance(value, Tensor)])
         elif self.sequence or self.field_aware:
             output = self.op(*values)
         else:

@@ -2,10 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.modules import sequences
-from trainer.modules.values import Steps
+from tests.trainer.mixed import batch_of, mixed_schema
+from trainer import fit, zoo
+from trainer.architecture import Architecture
+from trainer.build import build
+from trainer.modules import sequences, tables
+from trainer.modules.values import StepGroups, Steps
+from trainer.schema import Task
+from trainer.space import fill_params
 
 B, T, D = 5, 6, 4
 LENGTHS = (0, 1, 3, 6, 4)
@@ -107,3 +115,51 @@ def test_target_attention_by_hand() -> None:
             query = target[row]
             total = total + module.score(torch.cat([x_D, query, x_D - query, x_D * query])) * x_D
         torch.testing.assert_close(output[row], total)
+
+
+# ---- rows of like length are computed together ----------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 40), min_size=tables.FEW_ROWS, max_size=tables.FEW_ROWS + 9))
+def test_groups_hold_every_step_once_and_little_padding(lengths: list[int]) -> None:
+    mask_BT = torch.arange(max(*lengths, 1)) < torch.tensor(lengths)[:, None]
+    x_ND = torch.arange(1.0, sum(lengths) + 1)[:, None]
+    found = tables.in_groups(x_ND, mask_BT)
+    assert isinstance(found, StepGroups)
+    assert sorted(found.order.tolist()) == list(range(len(lengths)))
+    whole, places = tables.padded(x_ND, mask_BT), iter(found.order.tolist())
+    for part in found.parts:
+        width = part.x.shape[1]
+        for x_TD, mask_T in zip(part.x, part.mask, strict=True):
+            row = next(places)
+            assert torch.equal(x_TD, whole.x[row, :width])
+            assert torch.equal(mask_T, whole.mask[row, :width])
+            assert not mask_BT[row, width:].any()
+            assert width <= max(tables.BOUNDS[0], 2 * lengths[row])
+
+
+def test_a_few_rows_are_one_group() -> None:
+    few = torch.ones(tables.FEW_ROWS - 1, 2, dtype=torch.bool)
+    assert isinstance(tables.in_groups(torch.ones(few.numel(), 3), few), Steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [(name, task) for name in zoo.names() if "sequence" in zoo.needs(name) for task in zoo.tasks(name)],
+)
+def test_models_give_the_same_whether_rows_are_grouped_or_not(
+    name: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = mixed_schema(task)
+    architecture = Architecture.from_dict(fill_params(zoo.template(name, schema), {}))
+    model = build(architecture, label_mean=0.5, table_init=0.5, seed=0).eval()
+    batch = batch_of(schema, rows=tables.FEW_ROWS, seed=1)
+    results = []
+    for few in (tables.FEW_ROWS, tables.FEW_ROWS + 1):
+        monkeypatch.setattr(tables, "FEW_ROWS", few)
+        model.zero_grad()
+        output = model(batch)
+        fit.loss(task, output, batch).backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        results.append((output, gradients))
+    torch.testing.assert_close(*results)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.modules.values import Steps, Value
+from trainer.modules.values import StepGroups, Steps, Value
 from trainer.shapes import Collected
 
 
@@ -61,7 +61,7 @@ def _blocks(widths: tuple[int, ...]) -> list[tuple[int, int]]:
 def _as_blocks(values: Sequence[Value]) -> list[Tensor]:
     blocks: list[Tensor] = []
     for value in values:
-        assert not isinstance(value, Steps)
+        assert not isinstance(value, Steps | StepGroups)
         for x in value if isinstance(value, list) else [value]:
             blocks.append(x if x.dim() == 3 else x[:, None])
     return blocks

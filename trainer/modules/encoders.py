@@ -11,7 +11,7 @@ from trainer.modules.align import Align
 from trainer.modules.blocks import Blocks, BlocksSource, Chain
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Key, Rows
-from trainer.modules.values import Steps, Value
+from trainer.modules.values import StepGroups, Steps, Value
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SequenceView(nn.Module):
         super().__init__()
         self.key = source.key
 
-    def forward(self, batch: Batch, rows: Rows) -> Steps:
+    def forward(self, batch: Batch, rows: Rows) -> Steps | StepGroups:
         return rows.steps[self.key]
 
 

@@ -33,12 +33,16 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from trainer.cpu import zeros
 from trainer.data import Batch
 from trainer.index import unpacked
-from trainer.modules.values import Steps
+from trainer.modules.values import StepGroups, Steps
 
 Key = tuple[str, str]
 """(table, field that reads it)"""
 
 _META = torch.device("meta")
+BOUNDS = tuple(4 << power for power in range(16))
+"""Greatest lengths of the groups in which sequences are computed."""
+FEW_ROWS = 64
+"""Fewer rows are not worth groups."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,12 @@ class TableSpec:
 
 
 class Rows:
-    """Looked-up rows: (B, n, dim) for n (table, categorical field) at a time, Steps per (table, sequence field)."""
+    """Looked-up rows: (B, n, dim) for n (table, categorical field) at a time, a Q per (table, sequence field)."""
 
     def __init__(
         self,
         blocks: Mapping[tuple[Key, ...], Tensor],
-        steps: Mapping[Key, Steps],
+        steps: Mapping[Key, Steps | StepGroups],
         held: Mapping[Key, Tensor] | None = None,
     ) -> None:
         self._blocks = dict(blocks)
@@ -133,7 +137,7 @@ class Rows:
     def double(self) -> "Rows":
         """The same in float64."""
         blocks = {keys: x_BND.double() for keys, x_BND in self._blocks.items()}
-        steps = {key: replace(steps, x=steps.x.double()) for key, steps in self.steps.items()}
+        steps = {key: _double(value) for key, value in self.steps.items()}
         return Rows(blocks, steps, self.held)
 
     @cached_property
@@ -188,7 +192,7 @@ class Tables(nn.Module):
 
     def forward(self, batch: Batch) -> Rows:
         blocks: dict[tuple[Key, ...], Tensor] = {}
-        steps: dict[Key, Steps] = {}
+        steps: dict[Key, Steps | StepGroups] = {}
         held: dict[Key, Tensor] = {}
         masks = {name: _mask(batch.sequences[name], lengths) for name, lengths in batch.lengths.items()}
         if not self.sharded:
@@ -269,7 +273,7 @@ class Tables(nn.Module):
         batch: Batch,
         masks: Mapping[str, Tensor],
         blocks: dict[tuple[Key, ...], Tensor],
-        steps: dict[Key, Steps],
+        steps: dict[Key, Steps | StepGroups],
         held: dict[Key, Tensor],
     ) -> None:
         """Rows straight from the pools."""
@@ -287,7 +291,7 @@ class Tables(nn.Module):
                     # Valid steps only: padding must not touch row 0, not even with a gradient of zero.
                     valid_N = batch.sequences[name][masks[name]]
                     x_ND = pool.look_up(Ids(valid_N[:, None])).squeeze(1)
-                    steps[spec.name, name] = padded(x_ND, masks[name])
+                    steps[spec.name, name] = in_groups(x_ND, masks[name])
 
     def _read_block(
         self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor], held: dict[Key, Tensor]
@@ -346,7 +350,7 @@ class Tables(nn.Module):
         lookup: "_Lookup",
         collection: nn.Module,
         blocks: dict[tuple[Key, ...], Tensor],
-        steps: dict[Key, Steps],
+        steps: dict[Key, Steps | StepGroups],
     ) -> None:
         """Rows of tables that sequences read, through TorchRec's own format."""
         found = collection(self._jagged(batch, masks, lookup))
@@ -355,7 +359,7 @@ class Tables(nn.Module):
                 if feature == spec.field:
                     blocks[((spec.name, feature),)] = found[name].values()[:, None]
                 else:
-                    steps[spec.name, feature] = padded(found[name].values(), masks[feature])
+                    steps[spec.name, feature] = in_groups(found[name].values(), masks[feature])
 
     def _jagged(self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup") -> KeyedJaggedTensor:
         ones_B = torch.ones(batch.size, dtype=torch.int64, device=batch.label.device)
@@ -523,6 +527,32 @@ def _mask(ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
 
 def _valid(batch: Batch, masks: Mapping[str, Tensor], name: str) -> Tensor:
     return batch.sequences[name][masks[name]]
+
+
+def in_groups(x_ND: Tensor, mask_BT: Tensor) -> Steps | StepGroups:
+    """N valid steps, row by row, put into their places among rows of like length.
+
+    The bounds of the groups double, so that at most half of a group is padding (beyond the first). A GPU, which would
+    have to wait for the lengths, gets all rows as long as the longest; so do a few rows.
+    """
+    length_B = mask_BT.sum(dim=1)
+    if mask_BT.device.type != "cpu" or len(mask_BT) < FEW_ROWS:
+        return padded(x_ND, mask_BT)
+    group_B = torch.bucketize(length_B, torch.tensor(BOUNDS))
+    order_B = group_B.argsort(stable=True)
+    step_BT = torch.zeros_like(mask_BT, dtype=torch.int64).masked_scatter(mask_BT, torch.arange(len(x_ND)))
+    parts = []
+    for rows in torch.split(order_B, [size for size in torch.bincount(group_B).tolist() if size]):
+        longest = max(int(length_B[rows].max()), 1)
+        held = mask_BT[rows, :longest]
+        parts.append(padded(x_ND.index_select(0, step_BT[rows, :longest][held]), held))
+    return StepGroups(parts, order_B)
+
+
+def _double(value: Steps | StepGroups) -> Steps | StepGroups:
+    if isinstance(value, StepGroups):
+        return replace(value, parts=[replace(part, x=part.x.double()) for part in value.parts])
+    return replace(value, x=value.x.double())
 
 
 def padded(x_ND: Tensor, mask_BT: Tensor) -> Steps:
