@@ -4,7 +4,9 @@ They have shapes and devices and no values, so this shows that every tensor a mo
 model is. What a GPU computes it cannot show. The device is called "meta", as torch built for processors bears no other.
 """
 
+from collections.abc import Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -13,16 +15,17 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from tests.contracts.test_methods import SCHEMAS, opened, space_of
+from tests.contracts.test_methods import SCHEMAS, opened, rows_of, space_of
 from tests.trainer.mixed import batch_of, built, mixed_schema
 from trainer import zoo
 from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.data import Batch
-from trainer.engines import gradient, sampled
+from trainer.engines import gradient, sampled, staged
 from trainer.methods.table import METHODS
 from trainer.modules.tables import leaves
 from trainer.optim import LazyAdam
+from trainer.schema import DatasetSchema
 from trainer.space import fill_params
 
 ELSEWHERE = torch.device("meta")
@@ -66,12 +69,25 @@ def test_a_supernet_trains_elsewhere(monkeypatch: Any, method: str) -> None:
     schema = SCHEMAS["mixed-ctr"]
     batch = batch_of(schema)
     net = opened(Candidate.from_dict(fill_params(space_of(method, schema), {})), schema)
-    if METHODS[method].search is sampled.search:
+    for model in models(net, METHODS[method].search, schema):
+        with elsewhere():
+            trained(model.to(ELSEWHERE), batch.to(ELSEWHERE))
+
+
+def models(net: Any, search: Any, schema: DatasetSchema) -> Iterator[nn.Module]:
+    """The supernets that a method opens, each with a choice taken."""
+    if search is staged.search:
+        for stage in net.stages():
+            stage.take(stage.draw(sampled.generator(1, stage.name)))
+            yield deepcopy(stage.model)
+            scores = staged.Scores(stage, rows_of(schema, seed=1), seed=1)
+            stage.decide(scores.blind(stage.candidates), scores)
+        return
+    if search is sampled.search:
         net.take(None)
-    elif METHODS[method].search is gradient.search:
+    elif search is gradient.search:
         net.relax(0.5, frozen=False, deciding=True)
-    with elsewhere():
-        trained(net.model.to(ELSEWHERE), batch.to(ELSEWHERE))
+    yield net.model
 
 
 def test_the_lazy_optimizer_updates_elsewhere() -> None:
