@@ -22,7 +22,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def reals(low: float, high: float) -> st.SearchStrategy[float]:
-    """Numbers of float32; a training in the same process has switched subnormal ones off."""
+    """Numbers of float32."""
     low, high = torch.tensor([low, high]).tolist()
     return st.floats(low, high, width=32, allow_subnormal=False)
 
