@@ -26,7 +26,7 @@ test: install $(VENV)/.dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@test -n "$$DALIL_TEST_CLUSTER" || echo "DALIL_TEST_CLUSTER is not set: THE TESTS ON A CLUSTER ARE SKIPPED"
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --no-loadscope-reorder --durations 40 --durations-min 10
 
 install: $(VENV)/.installed
 
