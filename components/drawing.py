@@ -173,7 +173,6 @@ _TITLES = {
     "fm": "FM",
     "ffm": "FFM",
     "mha": "self-attention",
-    "gru": "GRU",
     "cross": "cross network",
     "hadamard": "products",
     "se": "squeeze and excitation",

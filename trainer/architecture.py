@@ -348,26 +348,11 @@ class Pool(_Op):
     kind: Literal["mean", "sum", "max"] = "mean"
 
 
-class GRU(_Op):
-    """A gated recurrent unit's state after the last valid step: V(hidden) (GRU4Rec, Hidasi 2016)."""
-
-    op: Literal["gru"] = "gru"
-    hidden: PositiveInt
-
-
-class Transformer(_Op):
-    """Causal self-attention blocks over a sequence, with learned positions: Q(d) (SASRec, Kang 2018)."""
-
-    op: Literal["transformer"] = "transformer"
-    layers: PositiveInt = 1
-    heads: PositiveInt = 1
-    dropout: Dropout = 0.0
-
-
 class Positions(_Op):
-    """A learned vector added to each step for its distance from the last valid one: Q(d) (as in `transformer`)."""
+    """A learned vector added to each step for its distance from the last valid one: Q(d)."""
 
     op: Literal["positions"] = "positions"
+    dropout: Dropout = 0.0
 
 
 class SkipLayer(_Data):
@@ -404,14 +389,30 @@ class AttentionLayer(_Data):
     heads: PositiveInt = 1
 
 
-SequenceLayer = Annotated[SkipLayer | ConvLayer | PoolLayer | GRULayer | AttentionLayer, Field(discriminator="kind")]
+class FeedForwardLayer(_Data):
+    """Two linear maps as wide as a step, a ReLU between them (SASRec, Kang 2018, equation 4)."""
+
+    kind: Literal["feed_forward"]
+
+
+class IdentityLayer(_Data):
+    """Each step as it is: without `residual` the block is its norm and activation alone."""
+
+    kind: Literal["identity"]
+
+
+SequenceLayer = Annotated[
+    SkipLayer | ConvLayer | PoolLayer | GRULayer | AttentionLayer | FeedForwardLayer | IdentityLayer,
+    Field(discriminator="kind"),
+]
 
 
 class Seq(_Op):
     """A block activation(layer(norm(x))) + x over a sequence, zero where no step is valid: Q(d) (AMEIR, Zhao 2021).
 
     `residual: false` leaves out the sum. `causal: true`: no step sees later ones; windows end at the step itself (else
-    it stands in their middle), and only the GRU from the start is there.
+    it stands in their middle), and only the GRU from the start is there. `dropout` is that of what is added to x, of
+    the weights of attention, and of what the ReLU of a feed-forward layer gives.
     """
 
     op: Literal["seq"] = "seq"
@@ -420,6 +421,7 @@ class Seq(_Op):
     activation: Activation = "identity"
     residual: bool = True
     causal: bool = False
+    dropout: Dropout = 0.0
 
 
 class Last(_Op):
@@ -454,8 +456,6 @@ Node = Annotated[
     | MHA
     | MLP
     | Pool
-    | GRU
-    | Transformer
     | Positions
     | Seq
     | Last
@@ -677,7 +677,7 @@ def _without_skips(architecture: Architecture) -> Architecture:
         if isinstance(node, Seq) and isinstance(node.layer, SkipLayer) and node.residual and one_sequence:
             passed[node.id] = inputs[0]
             continue
-        if isinstance(node, Seq | Positions | Transformer):
+        if isinstance(node, Seq | Positions):
             sequences.add(node.id)
         nodes.append(node.model_copy(update={"inputs": inputs}))
     read = tuple(passed.get(ref, ref) for ref in architecture.head.inputs)
@@ -843,6 +843,8 @@ def _plain(node: Any) -> Any:
             return node.model_copy(update={"activation": listed[0]})
         case Seq(layer=ConvLayer(kernel=1)):
             return node.model_copy(update={"layer": ConvLayer(kind="conv", kernel=1), "causal": False})
+        case Seq(layer=FeedForwardLayer() | IdentityLayer()):
+            return node.model_copy(update={"causal": False})
     return node
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from trainer.architecture import (
     FM,
-    GRU,
     MHA,
     MLP,
     SE,
@@ -27,9 +26,11 @@ from trainer.architecture import (
     Cross,
     Dot,
     Elementwise,
+    FeedForwardLayer,
     Groups,
     GRULayer,
     Hadamard,
+    IdentityLayer,
     Inner,
     ItemsHead,
     Last,
@@ -43,7 +44,6 @@ from trainer.architecture import (
     SequenceLayer,
     ShareEncoder,
     TargetAttention,
-    Transformer,
     Triples,
     ValueHead,
     reached,
@@ -388,25 +388,23 @@ _FLAT_OPS: dict[type[Node], Callable[[Any, int], nn.Module]] = {
 
 def block(node: Seq, width: int) -> behavior.Block:
     """The module of a residual block, which skips no layer, on steps `width` wide."""
-    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, width, node.causal)
-    return behavior.Block(layer, width, node.norm == "layer", node.activation, node.residual)
+    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, node, width)
+    return behavior.Block(layer, width, node.norm == "layer", node.activation, node.dropout, node.residual)
 
 
-_SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, int, bool], nn.Module]] = {
-    ConvLayer: lambda layer, width, causal: behavior.Conv(width, layer.kernel, layer.dilation, causal),
-    PoolLayer: lambda layer, width, causal: behavior.POOLS[layer.kind](layer.kernel, causal),
-    GRULayer: lambda layer, width, causal: behavior.Recurrent(width, causal),
-    AttentionLayer: lambda layer, width, causal: behavior.SelfAttention(width, layer.heads, causal),
+_SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, Seq, int], nn.Module]] = {
+    ConvLayer: lambda layer, node, width: behavior.Conv(width, layer.kernel, layer.dilation, node.causal),
+    PoolLayer: lambda layer, node, width: behavior.POOLS[layer.kind](layer.kernel, node.causal),
+    GRULayer: lambda layer, node, width: behavior.Recurrent(width, node.causal),
+    AttentionLayer: lambda layer, node, width: behavior.SelfAttention(width, layer.heads, node.causal, node.dropout),
+    FeedForwardLayer: lambda layer, node, width: behavior.FeedForward(width, node.dropout),
+    IdentityLayer: lambda layer, node, width: behavior.Identity(),
 }
 """A live architecture has no block that skips its layer."""
 
 _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
     Pool: lambda node, shape, init: sequences.Pool(node.kind),
-    GRU: lambda node, shape, init: sequences.GRU(shape.width, node.hidden),
-    Transformer: lambda node, shape, init: sequences.Transformer(
-        shape.width, shape.length, node.layers, node.heads, node.dropout, init
-    ),
-    Positions: lambda node, shape, init: sequences.Positions(shape.width, shape.length, init),
+    Positions: lambda node, shape, init: sequences.Positions(shape.width, shape.length, node.dropout, init),
     Seq: lambda node, shape, init: block(node, shape.width),
     Last: lambda node, shape, init: sequences.Last(),
     TargetAttention: lambda node, shape, init: sequences.TargetAttention(shape.width, node.units),

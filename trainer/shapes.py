@@ -13,7 +13,6 @@ from typing import Any
 from trainer.architecture import (
     FFM,
     FM,
-    GRU,
     MHA,
     MLP,
     SE,
@@ -31,11 +30,13 @@ from trainer.architecture import (
     Dot,
     Elementwise,
     Encoder,
+    FeedForwardLayer,
     FieldsNode,
     FieldSpec,
     Groups,
     GRULayer,
     Hadamard,
+    IdentityLayer,
     Inner,
     ItemsHead,
     Last,
@@ -54,7 +55,6 @@ from trainer.architecture import (
     SkipLayer,
     TableEncoder,
     TargetAttention,
-    Transformer,
     Triples,
     ValueHead,
     View,
@@ -708,22 +708,6 @@ def _to_vector_rule(node: Pool | Last, inputs: _Inputs) -> Shape:
     return V(inputs.sequence().width)
 
 
-def _gru_rule(node: GRU, inputs: _Inputs) -> Shape:
-    inputs.sequence()
-    return V(node.hidden)
-
-
-def _transformer_rule(node: Transformer, inputs: _Inputs) -> Shape:
-    return _in_heads(inputs, node.heads)
-
-
-def _in_heads(inputs: _Inputs, heads: int) -> Q:
-    sequence = inputs.sequence()
-    if sequence.width % heads:
-        raise ArchitectureError(f"{inputs.where}: width {sequence.width} does not divide into {heads} heads")
-    return sequence
-
-
 def _positions_rule(node: Positions, inputs: _Inputs) -> Shape:
     return inputs.sequence()
 
@@ -731,7 +715,10 @@ def _positions_rule(node: Positions, inputs: _Inputs) -> Shape:
 def _seq_rule(node: Seq, inputs: _Inputs) -> Shape:
     if isinstance(node.layer, SkipLayer) and not node.residual:
         raise ArchitectureError(f"{inputs.where}: layer skip without residual gives zeros; set residual: true")
-    return _in_heads(inputs, node.layer.heads if isinstance(node.layer, AttentionLayer) else 1)
+    sequence, heads = inputs.sequence(), node.layer.heads if isinstance(node.layer, AttentionLayer) else 1
+    if sequence.width % heads:
+        raise ArchitectureError(f"{inputs.where}: width {sequence.width} does not divide into {heads} heads")
+    return sequence
 
 
 def _target_attention_rule(node: TargetAttention, inputs: _Inputs) -> Shape:
@@ -758,8 +745,6 @@ _RULES: dict[type[Node], Callable[[Any, _Inputs], Shape]] = {
     MHA: _mha_rule,
     MLP: _mlp_rule,
     Pool: _to_vector_rule,
-    GRU: _gru_rule,
-    Transformer: _transformer_rule,
     Positions: _positions_rule,
     Seq: _seq_rule,
     Last: _to_vector_rule,
@@ -871,20 +856,6 @@ def _pool_count(node: Pool, inputs: _Inputs) -> tuple[int, int]:
     return 0, sequence.length * sequence.width
 
 
-def _gru_count(node: GRU, inputs: _Inputs) -> tuple[int, int]:
-    sequence, hidden = inputs.sequence(), node.hidden
-    weights = 3 * hidden * (sequence.width + hidden)
-    return weights + 6 * hidden, sequence.length * weights
-
-
-def _transformer_count(node: Transformer, inputs: _Inputs) -> tuple[int, int]:
-    sequence = inputs.sequence()
-    steps, d = sequence.length, sequence.width
-    attention, feed_forward, norms = 4 * d * d + 4 * d, 2 * d * d + 2 * d, 4 * d
-    parameters = steps * d + node.layers * (attention + feed_forward + norms) + 2 * d
-    return parameters, node.layers * (steps * 6 * d * d + 2 * steps * steps * d)
-
-
 def _positions_count(node: Positions, inputs: _Inputs) -> tuple[int, int]:
     sequence = inputs.sequence()
     return sequence.length * sequence.width, 0
@@ -907,7 +878,9 @@ def _layer_count(node: Seq, steps: int, d: int) -> tuple[int, int]:
             return weights + (6 * d if node.causal else 13 * d), steps * weights
         case AttentionLayer():
             return 4 * d * d + 4 * d, steps * 4 * d * d + 2 * steps * steps * d
-        case SkipLayer():
+        case FeedForwardLayer():
+            return 2 * d * d + 2 * d, steps * 2 * d * d
+        case SkipLayer() | IdentityLayer():
             return 0, 0
 
 
@@ -933,8 +906,6 @@ _COUNTS: dict[type[Node], Callable[[Any, _Inputs], tuple[int, int]]] = {
     MHA: _mha_count,
     MLP: _mlp_count,
     Pool: _pool_count,
-    GRU: _gru_count,
-    Transformer: _transformer_count,
     Positions: _positions_count,
     Seq: _seq_count,
     Last: _free_count,

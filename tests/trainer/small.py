@@ -169,5 +169,5 @@ def chain(rows: int, *, seed: int = 0) -> Table:
 
 def next_item_model(name: str) -> Model:
     """A model of the zoo by default, but without dropout, for the rows of `chain`."""
-    filled = fill_params(zoo.template(name, chain_schema(1)), {"transformer.dropout": 0})
+    filled = fill_params(zoo.template(name, chain_schema(1)), {"attention.dropout": 0})
     return build(Architecture.from_dict(filled), label_mean=1, table_init=0.05, seed=1)

@@ -251,7 +251,7 @@ def test_a_blind_draw_costs_nothing_and_covers_the_space() -> None:
     assert {len(product) for one in drawn for product in one.products} == {2, 3}
     assert len({one.units for one in drawn}) > 8  # of 16
     kinds = {block["layer"]["kind"] for one in drawn for block in one.blocks["history"]}
-    assert kinds == {"skip", "conv", "mean_pool", "max_pool", "gru", "attention"}
+    assert kinds == {"skip", "conv", "mean_pool", "max_pool", "gru", "attention", "feed_forward"}
 
 
 def test_blind_products_have_each_order() -> None:

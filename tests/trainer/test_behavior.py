@@ -91,6 +91,12 @@ def attention_steps(module: nn.Module, x_TD: Tensor, causal: bool) -> Tensor:
     return torch.stack(outputs)
 
 
+def forward_steps(module: nn.Module, x_TD: Tensor, causal: bool) -> Tensor:
+    assert isinstance(module, behavior.FeedForward)
+    first, second = module.maps[0], module.maps[3]
+    return torch.stack([second.weight @ (first.weight @ x_D + first.bias).relu() + second.bias for x_D in x_TD])
+
+
 LAYERS: dict[str, tuple[Data, Reference]] = {
     "conv-1": ({"kind": "conv", "kernel": 1}, conv_steps),
     "conv-2": ({"kind": "conv", "kernel": 2}, conv_steps),
@@ -103,10 +109,13 @@ LAYERS: dict[str, tuple[Data, Reference]] = {
     "gru": ({"kind": "gru"}, gru_steps),
     "attention-1": ({"kind": "attention", "heads": 1}, attention_steps),
     "attention-2": ({"kind": "attention", "heads": 2}, attention_steps),
+    "feed_forward": ({"kind": "feed_forward"}, forward_steps),
+    "identity": ({"kind": "identity"}, lambda module, x_TD, causal: x_TD),
 }
 EACH = pytest.mark.parametrize("name", LAYERS)
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["both-ways", "causal"])
-FREE = ("mean", "mean-4", "max")
+FREE = ("mean", "mean-4", "max", "identity")
+POINTWISE = ("conv-1", "feed_forward", "identity")
 """Layers without weights."""
 
 
@@ -183,7 +192,7 @@ def test_a_causal_block_does_not_see_the_future(name: str) -> None:
     for causal in (True, False):
         block = block_of(layer=LAYERS[name][0], causal=causal)
         first_TD, second_TD = block(before).x[3], block(later).x[3]
-        assert torch.equal(first_TD[:4], second_TD[:4]) == (causal or name == "conv-1")
+        assert torch.equal(first_TD[:4], second_TD[:4]) == (causal or name in POINTWISE)
         assert not torch.allclose(first_TD[4:], second_TD[4:])
 
 
@@ -203,7 +212,7 @@ def test_gradients_are_numbers_and_reach_every_weight(name: str, causal: bool) -
 
 
 def test_positions_count_back_from_the_last_valid_step() -> None:
-    module = sequences.Positions(D, 9, 0.5)
+    module = sequences.Positions(D, 9, 0.0, 0.5)
     for width in (T, 9):
         output = module(steps(width)).x
         for row, (x_TD, length) in enumerate(zip(rows(steps()), LENGTHS, strict=True)):
@@ -266,5 +275,9 @@ def multiply_adds(name: str, causal: bool) -> int:
         case "gru":
             one_way = 3 * (16 + 16)
             return steps_of * (one_way if causal else 2 * one_way + 8 * 4)
+        case "feed_forward":
+            return steps_of * 2 * 16
+        case "identity":
+            return 0
         case _:
             return steps_of * 4 * 16 + 2 * steps_of * steps_of * 4

@@ -78,7 +78,7 @@ def fields_rule(draw: Draw) -> dict[str, Any]:
 
 
 def sequence_layer(draw: Draw) -> dict[str, Any]:
-    kind = draw.choice(["skip", "conv", "mean_pool", "max_pool", "gru", "attention"])
+    kind = draw.choice(["skip", "conv", "mean_pool", "max_pool", "gru", "attention", "feed_forward", "identity"])
     sizes = {
         "conv": {"kernel": draw.randint(1, 4), "dilation": draw.randint(1, 3)},
         "mean_pool": {"kernel": draw.randint(2, 4)},
@@ -134,22 +134,21 @@ OPS: dict[str, Callable[[Draw], dict[str, Any]]] = {
         "shortcut": draw.choice(["none", "linear"]),
     },
     "pool": lambda draw: {"kind": draw.choice(["mean", "sum", "max"])},
-    "gru": lambda draw: {"hidden": draw.choice(DIMS)},
-    "transformer": lambda draw: {"layers": draw.randint(1, 2), "heads": draw.randint(1, 2), "dropout": 0.1},
-    "positions": lambda draw: {},
+    "positions": lambda draw: {"dropout": draw.choice([0.0, 0.1])},
     "seq": lambda draw: {
         "norm": draw.choice(["none", "layer"]),
         "layer": sequence_layer(draw),
         "activation": draw.choice(ACTIVATIONS),
         "residual": draw.random() < 0.8,
         "causal": draw.random() < 0.5,
+        "dropout": draw.choice([0.0, 0.1]),
     },
     "last": lambda draw: {},
     "target_attention": lambda draw: {"units": [draw.choice(DIMS)]},
 }
 LISTING = {"pairs": ("keep", 2), "triples": ("keep", 3), "groups": ("sets", 2), "hadamard": ("sets", 2)}
-STEPWISE_OPS = ("transformer", "positions", "seq")
-SEQUENCE_OPS = ("pool", "gru", "last", *STEPWISE_OPS)
+STEPWISE_OPS = ("positions", "seq")
+SEQUENCE_OPS = ("pool", "last", *STEPWISE_OPS)
 
 
 def labels(ref: str, views: dict[str, Any]) -> list[str]:

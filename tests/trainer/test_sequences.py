@@ -35,8 +35,7 @@ MODULES = {
     "mean": lambda: sequences.Pool("mean"),
     "max": lambda: sequences.Pool("max"),
     "last": sequences.Last,
-    "gru": lambda: sequences.GRU(D, 3),
-    "transformer": lambda: nn.Sequential(sequences.Transformer(D, 9, 2, 2, 0.0, 0.5), sequences.Last()),
+    "positions": lambda: nn.Sequential(sequences.Positions(D, 9, 0.0, 0.5), sequences.Pool("sum")),
     "attention": lambda: Target(),
 }
 
@@ -68,40 +67,6 @@ def test_pool(kind: str) -> None:
     reduce = {"mean": lambda x: x.mean(0), "sum": lambda x: x.sum(0), "max": lambda x: x.amax(0)}[kind]
     for row, x_TD in enumerate(rows(steps())):
         torch.testing.assert_close(pooled[row], reduce(x_TD) if len(x_TD) else torch.zeros(D))
-
-
-def test_gru_is_the_state_after_the_last_valid_step() -> None:
-    module = sequences.GRU(D, 3)
-    output = module(steps())
-    for row, x_TD in enumerate(rows(steps())):
-        if len(x_TD):
-            torch.testing.assert_close(output[row], module.gru(x_TD[None])[1][0, 0])
-
-
-def test_transformer_is_causal() -> None:
-    torch.manual_seed(1)
-    module = sequences.Transformer(D, T, 2, 1, 0.0, 0.5).eval()
-    before = steps()
-    changed = before.x.clone()
-    changed[3, 4:] *= -2.0
-    first, second = module(before).x, module(Steps(changed, before.mask)).x
-    torch.testing.assert_close(first[3, :4], second[3, :4])
-    assert not torch.allclose(first[3, 4:], second[3, 4:])
-
-
-def test_transformer_block_by_hand() -> None:
-    torch.manual_seed(1)
-    module = sequences.Transformer(D, T, 1, 1, 0.0, 0.5).eval()
-    block = module.blocks[0]
-    output = module(steps()).x
-    for row, x_TD in enumerate(rows(steps())):
-        length = len(x_TD)
-        x = x_TD + module.positions[:length].flip(0)  # the last valid step has position 0
-        query, key, value = block.qkv(block.attention_norm(x)).chunk(3, 1)
-        scores = (query @ key.T / D**0.5).masked_fill(~torch.ones(length, length).tril().bool(), float("-inf"))
-        x = x + block.out(scores.softmax(1) @ value)
-        x = module.norm(x + block.feed_forward(block.forward_norm(x)))
-        torch.testing.assert_close(output[row, :length], x, rtol=1e-4, atol=1e-5)
 
 
 def test_target_attention_by_hand() -> None:

@@ -1,7 +1,7 @@
 """Settings of the search methods, as written in a pipeline file; light to import, for the file's model embeds them."""
 
 from collections.abc import Collection
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -262,7 +262,9 @@ class ESAPNSettings(BackboneSettings):
         return self
 
 
-BehaviorLayer = Literal["skip", "conv1", "conv3", "dilated3", "mean3", "max3", "gru", "attention1", "attention2"]
+BehaviorLayer = Literal[
+    "skip", "conv1", "conv3", "dilated3", "mean3", "max3", "gru", "attention1", "attention2", "feed_forward"
+]
 Pooling = Literal["mean", "max", "last", "target"]
 
 
@@ -296,7 +298,7 @@ class AMEIRSettings(BaseModel):
         default=["none", "layer"], min_length=1, description="what comes before a block's layer"
     )
     layers: list[BehaviorLayer] = Field(
-        default=["skip", "conv1", "conv3", "dilated3", "mean3", "max3", "gru", "attention1", "attention2"],
+        default=list(get_args(BehaviorLayer)),
         min_length=1,
         description="a block's layer; skip leaves the block out, numbers are steps of a window or heads",
     )

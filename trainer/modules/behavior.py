@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.modules.dropout import Dropout
 from trainer.modules.interactions import ACTIVATIONS, dense
 from trainer.modules.sequences import attended
 from trainer.modules.values import Steps
@@ -17,18 +18,21 @@ from trainer.modules.values import Steps
 class Block(nn.Module):
     """activation(layer(norm(x))) + x, the sum only if `residual`: Q -> Q."""
 
-    def __init__(self, layer: nn.Module, width: int, norm: bool, activation: str, residual: bool) -> None:
+    def __init__(
+        self, layer: nn.Module, width: int, norm: bool, activation: str, dropout: float, residual: bool
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.layer = layer
         self.activation = ACTIVATIONS[activation]()
+        self.dropout = Dropout(dropout)
         self.residual = residual
 
     def forward(self, steps: Steps) -> Steps:
         padding_BT1 = ~steps.mask[..., None]
         # A norm's shift, and later a bias, would make padding differ from zero.
         normed_BTD = self.norm(steps.x).masked_fill(padding_BT1, 0.0)
-        out_BTD = self.activation(self.layer(Steps(normed_BTD, steps.mask)))
+        out_BTD = self.dropout(self.activation(self.layer(Steps(normed_BTD, steps.mask))))
         if self.residual:
             out_BTD = out_BTD + steps.x
         return Steps(out_BTD.masked_fill(padding_BT1, 0.0), steps.mask)
@@ -100,16 +104,34 @@ class Recurrent(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention of `heads` heads over the valid steps."""
 
-    def __init__(self, width: int, heads: int, causal: bool) -> None:
+    def __init__(self, width: int, heads: int, causal: bool, dropout: float) -> None:
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.dropout = heads, causal, dropout
         self.qkv, self.out = dense(width, 3 * width), dense(width, width)
 
     def forward(self, steps: Steps) -> Tensor:
-        mixed_BTD: Tensor = self.out(
-            attended(self.qkv(steps.x), self.heads, None if self.causal else _seen(steps.mask))
-        )
+        seen_BT, dropout = None if self.causal else _seen(steps.mask), self.dropout if self.training else 0.0
+        mixed_BTD: Tensor = self.out(attended(self.qkv(steps.x), self.heads, seen_BT, dropout))
         return mixed_BTD
+
+
+class FeedForward(nn.Module):
+    """Two linear maps of each step, a ReLU and dropout between them."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(dense(width, width), nn.ReLU(), Dropout(dropout), dense(width, width))
+
+    def forward(self, steps: Steps) -> Tensor:
+        mapped_BTD: Tensor = self.maps(steps.x)
+        return mapped_BTD
+
+
+class Identity(nn.Module):
+    """Each step as it is."""
+
+    def forward(self, steps: Steps) -> Tensor:
+        return steps.x
 
 
 def _seen(mask_BT: Tensor) -> Tensor:

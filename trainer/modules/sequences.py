@@ -33,85 +33,25 @@ class Last(nn.Module):
     """The last valid step: (B, d)."""
 
     def forward(self, steps: Steps) -> Tensor:
-        return last_valid(steps)
-
-
-def last_valid(steps: Steps) -> Tensor:
-    """The last valid step of each row, zeros where there is none: (B, d)."""
-    length_B = steps.mask.sum(dim=1)
-    rows_B = torch.arange(length_B.shape[0], device=length_B.device)
-    last_BD = steps.x[rows_B, (length_B - 1).clamp(min=0)]
-    return last_BD * (length_B > 0)[:, None]
-
-
-class GRU(nn.Module):
-    """The state after the last valid step: (B, hidden)."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gru = nn.GRU(width, hidden, batch_first=True)
-
-    def forward(self, steps: Steps) -> Tensor:
-        # Padding stands on the right, so it cannot reach the state at the last valid step.
-        states_BTH, _ = self.gru(steps.x)
-        return last_valid(Steps(states_BTH, steps.mask))
+        length_B = steps.mask.sum(dim=1)
+        rows_B = torch.arange(length_B.shape[0], device=length_B.device)
+        last_BD = steps.x[rows_B, (length_B - 1).clamp(min=0)]
+        return last_BD * (length_B > 0)[:, None]
 
 
 class Positions(nn.Module):
     """A learned vector added to each valid step for its distance from the last one: Q -> Q."""
 
-    def __init__(self, width: int, max_len: int, init: float) -> None:
-        super().__init__()
-        self.positions = nn.Parameter(torch.empty(max_len, width).normal_(std=init))
-
-    def forward(self, steps: Steps) -> Steps:
-        return Steps(placed(steps, self.positions) * steps.mask[..., None], steps.mask)
-
-
-def placed(steps: Steps, positions_TD: Tensor) -> Tensor:
-    """Steps plus the vectors of their positions, counted back from the last valid step; padding counts as that one."""
-    length_B1 = steps.mask.sum(dim=1, keepdim=True)
-    age_BT = length_B1 - 1 - torch.arange(steps.mask.shape[1], device=length_B1.device)
-    return steps.x + functional.embedding(age_BT.clamp(min=0), positions_TD)
-
-
-class Transformer(nn.Module):
-    """Causal blocks of self-attention and a feed-forward layer as wide as a step: Q -> Q (SASRec, section III).
-
-    Positions count back from the last valid step, so that "most recent" is the same position in every row. Norms
-    stand before each sub-layer and once at the end.
-    """
-
-    def __init__(self, width: int, max_len: int, layers: int, heads: int, dropout: float, init: float) -> None:
+    def __init__(self, width: int, max_len: int, dropout: float, init: float) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.empty(max_len, width).normal_(std=init))
         self.dropout = Dropout(dropout)
-        self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
 
     def forward(self, steps: Steps) -> Steps:
-        x_BTD = self.dropout(placed(steps, self.positions))
-        for block in self.blocks:
-            x_BTD = block(x_BTD)
-        return Steps(self.norm(x_BTD) * steps.mask[..., None], steps.mask)
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, Dropout(dropout)
-        self.attention_norm, self.forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = dense(width, 3 * width), dense(width, width)
-        self.feed_forward = nn.Sequential(
-            dense(width, width), nn.ReLU(), Dropout(dropout), dense(width, width), Dropout(dropout)
-        )
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        rate = self.dropout.rate if self.training else 0.0
-        mixed_BTD = attended(self.qkv(self.attention_norm(x_BTD)), self.heads, dropout=rate)
-        x_BTD = x_BTD + self.dropout(self.out(mixed_BTD))
-        fed_BTD: Tensor = self.feed_forward(self.forward_norm(x_BTD))
-        return x_BTD + fed_BTD
+        length_B1 = steps.mask.sum(dim=1, keepdim=True)
+        age_BT = length_B1 - 1 - torch.arange(steps.mask.shape[1], device=length_B1.device)
+        x_BTD = self.dropout(steps.x + functional.embedding(age_BT.clamp(min=0), self.positions))
+        return Steps(x_BTD * steps.mask[..., None], steps.mask)
 
 
 def attended(qkv_BTX: Tensor, heads: int, seen_BT: Tensor | None = None, dropout: float = 0.0) -> Tensor:

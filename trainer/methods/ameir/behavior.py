@@ -30,6 +30,7 @@ LAYERS: dict[str, Data] = {
     "gru": {"kind": "gru"},
     "attention1": {"kind": "attention", "heads": 1},
     "attention2": {"kind": "attention", "heads": 2},
+    "feed_forward": {"kind": "feed_forward"},
 }
 
 
