@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from results import run
 
-SEEDS, TRIALS = 3, 4
+SEEDS, TRIALS = 3, 2
 FILES = {
     "clicks": ("movielens-ameir.yaml", ("auc", "logloss")),
     "items": ("beauty-ameir.yaml", ("ndcg_at_10", "hr_at_10")),
