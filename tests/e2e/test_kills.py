@@ -27,7 +27,7 @@ spec:
   dataset:
     format: planted
     planted:
-      rows: 60000
+      rows: 30000
       fields: {{a: {{cardinality: 40, effect: 1}}, b: {{cardinality: 30, effect: 1}}, c: {{effect: 1}}}}
       interactions: [{{fields: [a, b], strength: 1}}]
   search:

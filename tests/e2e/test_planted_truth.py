@@ -158,7 +158,7 @@ def test_autodim_gives_fields_of_higher_rank_wider_embeddings(tmp_path: Path) ->
 
 def test_gates_that_learn_from_training_rows_take_wider_embeddings(tmp_path: Path) -> None:
     """Where rows are few: what over-fits looks useful to them (AutoDim-s)."""
-    training = TrainSettings(batch_size=512, learning_rate=3e-3, table_init=0.05)
+    training = TrainSettings(batch_size=1024, learning_rate=3e-3, table_init=0.05)
     for seed in SEEDS[:3]:
         rows = Rows(tmp_path / str(seed), ranks(seed) | {"rows": 40_000})
         means = {}
@@ -210,7 +210,7 @@ def test_autogroup_finds_a_triple_that_pairs_cannot_express(tmp_path: Path, seed
     fields |= {f"noise{number}": {"cardinality": 4} for number in range(4)}
     interactions = [{"fields": list(TRIPLE), "rank": 1, "strength": 1.5}]
     rows = Rows(tmp_path, {"rows": 100_000, "seed": seed, "fields": fields, "interactions": interactions})
-    training = TrainSettings(batch_size=512, learning_rate=3e-3, table_init=0.1, average=0.98, epochs=10)
+    training = TrainSettings(batch_size=1024, learning_rate=3e-3, table_init=0.1, average=0.98, epochs=10)
     settings = AutoGroupSettings(backbone="fm", first=[0], second=[0], third=[32], dims=[8], epochs=6)
     supernet, found = rows.search("autogroup", settings, training, seed)
     names, inside = memberships(supernet, order=3)
