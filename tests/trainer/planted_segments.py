@@ -51,4 +51,4 @@ def _rows(count: int, strength: np.ndarray, seed: int) -> Table:  # type: ignore
 
 
 def training() -> TrainSettings:
-    return TrainSettings(batch_size=500, epochs=12, patience=3, learning_rate=0.02, table_init=0.1, table_l2=1e-5)
+    return TrainSettings(batch_size=500, epochs=12, patience=3, learning_rate=0.02, table_init=0.1, table_l2=1e-4)

@@ -77,7 +77,7 @@ def searched(coded: Mapping[Place, Coded], train: Table, groups: int, least: flo
     while True:
         vote_FRK = _votes(coded, centre_KN, train)
         found = _described(coded, train, vote_FRK)
-        if found.count == 1 or found.rows.min() >= least * train.total:
+        if found.count == 1 or found.rows.min() >= max(least * train.total, 1):
             return _compared(found, coded, centre_KN, train)
         centre_KN = _joined(centre_KN, found.rows)
 
