@@ -18,7 +18,7 @@ CATEGORIES, SHARE = 42, 0.6
 
 def planted(rows: int, seed: int = 0) -> tuple[Table, Table]:
     """Training rows, and a fifth as many to validate on."""
-    strength = np.random.default_rng(3).uniform(0.4, 1.6, size=(2, 2, CATEGORIES))
+    strength = np.random.default_rng(3).uniform(0.7, 1.7, size=(2, 2, CATEGORIES))
     return tuple(_rows(count, strength, seed + place) for place, count in enumerate((rows, rows // 5)))  # type: ignore[return-value]
 
 
@@ -28,13 +28,13 @@ def segment_of(table: Table) -> Tensor:
 
 
 def _rows(count: int, strength: np.ndarray, seed: int) -> Table:  # type: ignore[type-arg]
-    """The logit is 4 (s t - 1) with the strengths of the two categories that say something."""
+    """The logit is 4 (s t - 1.4) with the strengths of the two categories that say something."""
     rng = np.random.default_rng([seed, 8])
     segment = (rng.random(count) > SHARE).astype(int)
     ids = rng.integers(2, CATEGORIES, (count, len(FIELDS)))
     own = [ids[np.arange(count), 2 * segment + place] for place in range(2)]
     product = strength[segment, 0, own[0]] * strength[segment, 1, own[1]]
-    label = rng.random(count) < 1 / (1 + np.exp(-4 * (product - 1)))
+    label = rng.random(count) < 1 / (1 + np.exp(-4 * (product - 1.4)))
     for number in range(2):
         ids[segment != number, 2 * number : 2 * number + 2] = 1
     schema = DatasetSchema(

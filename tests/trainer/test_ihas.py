@@ -398,7 +398,7 @@ def test_planted_segments_are_found() -> None:
     """
     train, valid = planted_segments.planted(10_000)
     settings = planted_segments.training()
-    given = {"backbone": "dlrm", "choices": {"embedding.dim": 4}, "sparse": [0.4], "polar": [0.3], "epochs": 12}
+    given = {"backbone": "dlrm", "choices": {"embedding.dim": 4}, "sparse": [0.3], "polar": [0.3], "epochs": 12}
     net = opened("ihas", train=train, valid=valid, training=settings, groups=[2], gate_learning_rate=0.03, **given)
     found = searched(net, train=train, valid=valid, training=settings).architecture
     assert net.groups.count == 2
