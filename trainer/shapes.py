@@ -152,8 +152,13 @@ class Counts:
     votes: int = 0
 
     @property
+    def elsewhere(self) -> int:
+        """What is neither in tables nor in maps that align widths."""
+        return self.dense + self.votes
+
+    @property
     def total(self) -> int:
-        return self.tables + self.lifts + self.dense + self.votes
+        return self.tables + self.lifts + self.elsewhere
 
 
 def infer(architecture: Architecture) -> dict[str, Shape]:
