@@ -221,9 +221,7 @@ def _target(opening: Opening, opened: dict[str, list[str]]) -> Target:
     model = opening.plan["into"]
     if model is None:
         return Target(opening.backbone, {name: name for name in opened})
-    if len(opened) > 1:
-        raise UserError(f"ihas.into: the backbone has {len(opened)} embeddings; take one that has a single one")
-    [name] = opened
+    [name] = opened  # models of the zoo that can be gated have one
     encoders = opening.backbone.views[name].encoders.values()
     width = next(encoder.dim for encoder in encoders if isinstance(encoder, TableEncoder))
     schema = opening.train.schema
