@@ -8,7 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 
-from trainer.architecture import Architecture, FieldSpec, ItemsHead, Node, RowsEncoder, head_refs
+from trainer.architecture import (
+    Architecture,
+    FieldSpec,
+    ItemsHead,
+    Node,
+    RoutedHead,
+    RowsEncoder,
+    ValueHead,
+    head_refs,
+)
 from trainer.shapes import F, P, Q, Shape, V, count, infer
 
 NARROWEST, WIDEST = 96, 230
@@ -71,10 +80,19 @@ def describe(architecture: Architecture) -> str:
     for node in live.nodes:
         inputs = " and ".join(node.inputs)
         sentences.append(f"Node {node.id} is {_title(node)} of {inputs} and gives {_shape_words(shapes[node.id])}.")
-    how = {"sum": "adds", "linear": "maps linearly", "items": "compares"}[live.head.mode]
-    what = f"with every row of {live.head.items}" if isinstance(live.head, ItemsHead) else "to one number per row"
-    sentences.append(f"The head {how} {' and '.join(live.head.inputs)} {what}.")
+    if isinstance(live.head, RoutedHead):
+        fields = " and ".join(live.head.router)
+        sentences.append(f"The head sends each row to one of {len(live.head.parts)} parts, by votes of {fields}.")
+        sentences += [f"Part {number} {_head_words(part)}." for number, part in enumerate(live.head.parts)]
+    else:
+        sentences.append(f"The head {_head_words(live.head)}.")
     return " ".join(sentences)
+
+
+def _head_words(head: ValueHead | ItemsHead) -> str:
+    how = {"sum": "adds", "linear": "maps linearly", "items": "compares"}[head.mode]
+    what = f"with every row of {head.items}" if isinstance(head, ItemsHead) else "to one number per row"
+    return f"{how} {' and '.join(head.inputs)} {what}"
 
 
 # ---- boxes ----------------------------------------------------------------------------------------------------------
@@ -91,19 +109,42 @@ def _boxes(architecture: Architecture) -> list[Box]:
         lines = (f"{_title(node)} · {node.id}", *_settings(node), f"→ {_shape_words(shapes[node.id])}")
         by_ref[node.id] = Box("node", lines, sources=_sources(architecture, node.inputs, by_ref))
         by_ref[node.id].layer = 1 + max(source.layer for source, _ in by_ref[node.id].sources)
-    total = count(architecture)
-    how = {"sum": "sum of logits", "linear": "linear", "items": "every item"}[architecture.head.mode]
+    total, head_sources = count(architecture), _sources(architecture, head_refs(architecture), by_ref)
+    if isinstance(architecture.head, RoutedHead):
+        routed = _routed_boxes(architecture, architecture.head, fields, by_ref)
+        head_sources = [(box, "") for box in routed]
+        by_ref |= {f"head {number}": box for number, box in enumerate(routed)}
     unit = {"ctr": "click probability", "rating": "rating", "next_item": "probability per item"}[architecture.task]
-    lines = (f"head · {how}", f"→ {unit}", f"{total.total:,} parameters")
-    head = Box("head", lines, sources=_sources(architecture, head_refs(architecture), by_ref))
+    lines = (f"head · {_HEADS[architecture.head.mode]}", f"→ {unit}", f"{total.total:,} parameters")
+    head = Box("head", lines, sources=head_sources)
     boxes = [*_unique(fields.values()), *by_ref.values()]
     head.layer = 1 + max(box.layer for box in boxes)
     return [*boxes, head]
 
 
+_HEADS = {"sum": "sum of logits", "linear": "linear", "items": "every item", "routed": "one part per row"}
+
+
+def _routed_boxes(
+    architecture: Architecture, head: RoutedHead, fields: dict[str, Box], by_ref: dict[str, Box]
+) -> list[Box]:
+    """What a routed head reads: its parts' own heads, and the router."""
+    votes = sum(architecture.fields[field].cardinality for field in head.router) * (len(head.parts) - 1)
+    voters = [(box, "") for box in _unique(fields[field] for field in head.router)]
+    hint = ", ".join(head.router)
+    boxes = [Box("view", ("router", f"{votes:,} votes", f"→ 1 of {len(head.parts)} parts"), hint, voters, layer=1)]
+    for number, part in enumerate(head.parts):
+        sources = _sources(architecture, part.inputs, by_ref)
+        layer = 1 + max(source.layer for source, _ in sources)
+        boxes.append(Box("node", (f"part {number}", _HEADS[part.mode]), sources=sources, layer=layer))
+    return boxes
+
+
 def _field_boxes(architecture: Architecture) -> dict[str, Box]:
-    """The box of each field that a view encodes; many fields that are encoded alike share one."""
-    used = [name for name in architecture.fields if any(name in view.encoders for view in architecture.views.values())]
+    """The box of each field that a view encodes or that votes; many fields that are encoded alike share one."""
+    read = {name for view in architecture.views.values() for name in view.encoders}
+    read |= set(architecture.head.router) if isinstance(architecture.head, RoutedHead) else set()
+    used = [name for name in architecture.fields if name in read]
     if len(used) <= MOST_FIELDS:
         return {name: Box("field", (name, _field_words(architecture.fields[name]))) for name in used}
     groups: dict[tuple[str, ...], list[str]] = {}

@@ -125,7 +125,7 @@ class _Comparison:
             "architecture": model["architecture"],
             "training": model["training"],
             "metrics": {"test": _summaries(test), "valid": _summaries([seed["valid"] for seed in seeds])},
-            "parameters": {"tables": counts.tables, "lifts": counts.lifts, "dense": counts.dense},
+            "parameters": {"tables": counts.tables, "lifts": counts.lifts, "dense": counts.elsewhere},
             "flops": counts.flops,
             "search_trials": model["search"]["trials"],
             "search_seconds": model["search"]["seconds"],

@@ -266,7 +266,7 @@ def _row(study: Study, record: TrialRecord) -> dict[str, Any]:
         "hash": record.found.hash,
         "tables": counts.tables,
         "lifts": counts.lifts,
-        "dense": counts.dense,
+        "dense": counts.elsewhere,
         "flops": counts.flops,
         "seconds": record.seconds,
         "samples": record.samples,

@@ -17,13 +17,25 @@ from trainer.methods.settings import (
     AutoRecSettings,
     ESAPNSettings,
     FieldDimsSettings,
+    IHASSettings,
     MDESettings,
     NISSettings,
 )
 from trainer.settings import TrainSettings, TuneSettings
 
 Method = Literal[
-    "autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "ameir", "field_dims", "mde", "none"
+    "autorec",
+    "autofis",
+    "autodim",
+    "autodis",
+    "autogroup",
+    "nis",
+    "esapn",
+    "ameir",
+    "ihas",
+    "field_dims",
+    "mde",
+    "none",
 ]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal[
@@ -62,6 +74,9 @@ class SearchSpec(BaseModel):
     esapn: ESAPNSettings = Field(default=ESAPNSettings(), description="the method esapn: sizes that grow on a stream")
     ameir: AMEIRSettings = Field(
         default=AMEIRSettings(), description="the method ameir: histories, products and layers, one after the other"
+    )
+    ihas: IHASSettings = Field(
+        default=IHASSettings(), description="the method ihas: groups of rows, each with a model of its own size"
     )
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"

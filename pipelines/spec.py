@@ -4,7 +4,7 @@ The model is the single source: validation, `dalil render`, the CRD's schema and
 Light on purpose (pydantic and YAML only): `dalil validate` must answer at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
-from trainer.methods.settings import TASKS, BackboneSettings
+from trainer.methods.settings import TASKS, BackboneSettings, IHASSettings
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -170,7 +170,8 @@ def _wrong_method(spec: PipelineSpec) -> list[Problem]:
     able = [name for name in zoo.names() if task in zoo.tasks(name)]
     fitting = [name for name in able if settings.opens(zoo.parts(name, task))]
     if settings.backbone in fitting:
-        return _wrong_choices((*path, "choices"), settings.backbone, task, settings.choices)
+        wrong = _wrong_choices((*path, "choices"), settings.backbone, task, settings.choices)
+        return wrong + _wrong_target(path, settings, fitting)
     known = settings.backbone in able
     if not known:
         what = f"no model {settings.backbone!r}"
@@ -179,6 +180,14 @@ def _wrong_method(spec: PipelineSpec) -> list[Problem]:
     else:
         what = f"{method} finds nothing to open in {settings.backbone}"
     return [Problem((*path, "backbone"), f"{what}; {suggest('' if known else settings.backbone, fitting)}")]
+
+
+def _wrong_target(path: KeyPath, settings: BackboneSettings, fitting: Sequence[str]) -> list[Problem]:
+    """What iHAS trains its groups as has an embedding of its backbone's kind."""
+    if not isinstance(settings, IHASSettings) or settings.into in (None, *fitting):
+        return []
+    message = f"groups cannot be trained as {settings.into!r}; {suggest(settings.into or '', fitting)}"
+    return [Problem((*path, "into"), message)]
 
 
 def _wrong_choices(path: KeyPath, model: str, task: Task, choices: Mapping[str, Any]) -> list[Problem]:

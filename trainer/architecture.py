@@ -56,10 +56,15 @@ class FieldSpec(_Data):
 
 
 class TableEncoder(_Data):
-    """One learned row of `dim` numbers per category (categorical), or per step (sequence)."""
+    """One learned row of `dim` numbers per category (categorical), or per step (sequence).
+
+    `places`: the columns, rising, that these numbers fill of the width that their view pads them to (`align: pad`), the
+    first ones if left out. They matter where fields meet coordinate by coordinate, as in an inner product.
+    """
 
     kind: Literal["table"] = "table"
     dim: PositiveInt
+    places: tuple[NonNegativeInt, ...] | None = None
 
 
 class Block(_Data):
@@ -493,7 +498,24 @@ class ItemsHead(_Data):
     bias: bool = True
 
 
-Head = Annotated[ValueHead | ItemsHead, Field(discriminator="mode")]
+class RoutedHead(_Data):
+    """One of several models for each row (tasks ctr and rating): part k computes the rows of group k.
+
+    `router`: for some categorical fields the votes of each category, packed as `trainer.index` does it: a signed byte
+    for each group but the first, (cardinality, parts - 1). The group of a row is the one with the greatest sum of
+    votes, the first group having 0, and of equals the lowest. So a router holds every rule "the nearest of some
+    centroids" for vectors that each field's category decides alone: a category's votes are what its squared distance to
+    the first centroid is greater than to the others (iHAS, Yu 2023).
+
+    No part reads a view or node that another one reads.
+    """
+
+    mode: Literal["routed"]
+    router: dict[str, str] = Field(min_length=1)
+    parts: tuple[ValueHead, ...] = Field(min_length=2)
+
+
+Head = Annotated[ValueHead | ItemsHead | RoutedHead, Field(discriminator="mode")]
 
 
 class Architecture(_Data):
@@ -545,6 +567,12 @@ class Architecture(_Data):
         listed = plain.model_copy(update={"nodes": nodes, "views": _live_views(plain, used)})
         return listed.model_copy(update={"views": {name: _listed_view(listed, name) for name in listed.views}})
 
+    def parts(self) -> "tuple[Architecture, ...]":
+        """What rows are sent to by a routed head, each as an architecture of its own; a plain one is its only part."""
+        if not isinstance(self.head, RoutedHead):
+            return (self,)
+        return tuple(self.model_copy(update={"head": head}).live() for head in self.head.parts)
+
     def resolve(self, ref: str) -> tuple[str, str | None]:
         """(view, field) or (view, None) for a reference to a view, (node id, None) for one to a node."""
         view, dot, field = ref.partition(".")
@@ -586,6 +614,24 @@ def _check_references(architecture: Architecture) -> None:
         known.add(node.id)
     for ref in head_refs(architecture):
         _check_reference(architecture, "head", ref, known)
+    if isinstance(architecture.head, RoutedHead):
+        _check_router(architecture.fields, architecture.head)
+
+
+def _check_router(fields: Mapping[str, FieldSpec], head: RoutedHead) -> None:
+    for field, votes in head.router.items():
+        where = f"head: router: field '{field}'"
+        if field not in fields or fields[field].kind != "categorical":
+            raise ArchitectureError(f"{where} is no categorical field of the dataset; leave it out")
+        try:
+            size = len(unpacked(votes))
+        except ValueError:
+            message = "votes are no base64 of deflated bytes; write what trainer.index.packed makes"
+            raise ArchitectureError(f"{where}: {message}") from None
+        rows, columns = fields[field].cardinality, len(head.parts) - 1
+        if size != rows * columns:
+            message = f"{rows} categories have {columns} votes each, which is not {size} bytes"
+            raise ArchitectureError(f"{where}: {message}")
 
 
 _ENCODERS_OF_KIND: dict[FieldKind, tuple[type[_Data], ...]] = {
@@ -641,6 +687,8 @@ def _check_reference(architecture: Architecture, user: str, ref: str, known: set
 def head_refs(architecture: Architecture) -> tuple[str, ...]:
     """What the head refers to: its inputs, and the table of items."""
     head = architecture.head
+    if isinstance(head, RoutedHead):
+        return tuple(ref for part in head.parts for ref in part.inputs)
     return (*head.inputs, head.items) if isinstance(head, ItemsHead) else head.inputs
 
 
@@ -680,9 +728,13 @@ def _without_skips(architecture: Architecture) -> Architecture:
         if isinstance(node, Seq | Positions):
             sequences.add(node.id)
         nodes.append(node.model_copy(update={"inputs": inputs}))
-    read = tuple(passed.get(ref, ref) for ref in architecture.head.inputs)
-    head = architecture.head.model_copy(update={"inputs": read})
-    return architecture.model_copy(update={"nodes": tuple(nodes), "head": head})
+    return architecture.model_copy(update={"nodes": tuple(nodes), "head": _renamed_head(architecture.head, passed)})
+
+
+def _renamed_head(head: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(head, RoutedHead):
+        return head.model_copy(update={"parts": tuple(_renamed_head(part, names) for part in head.parts)})
+    return head.model_copy(update={"inputs": tuple(names.get(ref, ref) for ref in head.inputs)})
 
 
 def _shared(architecture: Architecture, ref: str) -> Iterator[str]:
@@ -762,20 +814,25 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
         return body
 
     def view_body(view: View) -> dict[str, Any]:
-        body = view.model_dump(mode="json")
+        body = _plain_view(view)
         for field, encoder in view.encoders.items():
             if isinstance(encoder, ShareEncoder):
                 body["encoders"][field]["view"] = renamed(encoder.view)
-            if isinstance(encoder, RowsEncoder) and encoder.index is not None:
-                # What it says, for one thing can be deflated in several ways.
-                body["encoders"][field]["index"] = hashlib.sha256(unpacked(encoder.index)).hexdigest()
         return body
 
-    head = architecture.head.model_dump(mode="json", by_alias=True)
-    head["in"] = [renamed(ref) for ref in ordered(architecture.head.inputs)]
-    if isinstance(architecture.head, ItemsHead):
-        head["items"] = renamed(architecture.head.items)
+    def head_body(head: Any) -> dict[str, Any]:
+        body: dict[str, Any] = head.model_dump(mode="json", by_alias=True)
+        if isinstance(head, RoutedHead):
+            votes = {field: _said(text) for field, text in head.router.items()}
+            return body | {"router": votes, "parts": [head_body(part) for part in head.parts]}
+        body["in"] = [renamed(ref) for ref in ordered(head.inputs)]
+        if isinstance(head, ItemsHead):
+            body["items"] = renamed(head.items)
+        return body
+
+    head = head_body(architecture.head)
     used = {field for view in architecture.views.values() for field in view.encoders}
+    used |= set(head.get("router", ()))
     fields = {name: field.model_dump() for name, field in architecture.fields.items() if name in used}
     return {
         "version": architecture.version,
@@ -784,6 +841,11 @@ def _canonical(architecture: Architecture) -> dict[str, Any]:
         "graph": emitted,
         "head": head,
     }
+
+
+def _said(packed: str) -> str:
+    """A digest of what packed bytes say, for one thing can be deflated in several ways."""
+    return hashlib.sha256(unpacked(packed)).hexdigest()
 
 
 def named_sets(node: Any) -> Sets | None:
@@ -836,6 +898,17 @@ def _without_names(node: Any) -> dict[str, Any]:
     return body
 
 
+def _plain_view(view: View) -> dict[str, Any]:
+    """The view as plain data, what can be said in several ways said in one."""
+    body: dict[str, Any] = view.model_dump(mode="json")
+    for field, encoder in view.encoders.items():
+        if isinstance(encoder, RowsEncoder) and encoder.index is not None:
+            body["encoders"][field]["index"] = _said(encoder.index)
+        if isinstance(encoder, TableEncoder) and encoder.places in (None, tuple(range(encoder.dim))):
+            del body["encoders"][field]["places"]
+    return body
+
+
 def _plain(node: Any) -> Any:
     """The node with what can be said in several ways said in one."""
     match node:
@@ -852,17 +925,17 @@ def _contents(architecture: Architecture) -> dict[str, str]:
     """For each reference a text that depends on what it computes and not on names: the key to sort inputs by."""
     texts: dict[str, str] = {}
     for name, view in architecture.views.items():
-        body = view.model_dump_json()
+        body: Any = _plain_view(view)
         for field, encoder in view.encoders.items():
             if isinstance(encoder, ShareEncoder):
-                body = json.dumps([field, architecture.views[encoder.view].model_dump(mode="json")], sort_keys=True)
-        texts[name] = _digest(json.dumps(json.loads(body), sort_keys=True))
+                body = [field, _plain_view(architecture.views[encoder.view])]
+        texts[name] = _digest(json.dumps(body, sort_keys=True))
         texts.update({f"{name}.{field}": _digest(texts[name] + field) for field in view.encoders})
     for node in architecture.nodes:
         inputs = [texts[ref] for ref in node.inputs]
         inputs = sorted(inputs) if isinstance(node, _COMMUTATIVE) else inputs
-        body = json.dumps([_without_names(node), inputs, _renamed_sets(architecture, node, texts)], sort_keys=True)
-        texts[node.id] = _digest(body)
+        node_text = json.dumps([_without_names(node), inputs, _renamed_sets(architecture, node, texts)], sort_keys=True)
+        texts[node.id] = _digest(node_text)
     return texts
 
 

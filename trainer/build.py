@@ -6,7 +6,7 @@ nothing is ever trained that its description does not tell.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ from trainer.architecture import (
     Pool,
     PoolLayer,
     Positions,
+    RoutedHead,
     RowsEncoder,
     Seq,
     SequenceLayer,
@@ -50,11 +51,12 @@ from trainer.architecture import (
 )
 from trainer.data import Batch
 from trainer.modules import behavior, interactions, numbers, products, sequences
-from trainer.modules.align import Align
+from trainer.modules.align import Align, Placed
 from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
-from trainer.modules.tables import Held, Tables, TableSpec
+from trainer.modules.router import Router, put_together
+from trainer.modules.tables import Held, Rows, Tables, TableSpec
 from trainer.modules.values import StepGroups, Steps, Value, flatten
 from trainer.shapes import (
     Collected,
@@ -103,9 +105,10 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         shapes = infer(architecture)
-        self.architecture = architecture
-        categorical = _columns(architecture, "categorical")
-        self.tables = Tables(table_specs(architecture), categorical, table_init, seed, empty_tables)
+        self.architecture, self.parts = architecture, architecture.parts()
+        categorical, head = _columns(architecture, "categorical"), architecture.head
+        router = Router(head.router, categorical, len(self.parts)) if isinstance(head, RoutedHead) else None
+        self.tables = Tables(table_specs(architecture), categorical, table_init, seed, empty_tables, router)
         # Keys hold a colon, so that no name meets an attribute of ModuleDict.
         self.views = nn.ModuleDict(
             {f"view:{name}": _view(architecture, name, shapes, table_init) for name in architecture.views}
@@ -113,20 +116,31 @@ class Model(nn.Module):
         self.nodes = nn.ModuleDict(
             {f"{node.op}:{node.id}": NodeModule(node, shapes, table_init) for node in architecture.nodes}
         )
-        self.head = _head(architecture, shapes, label_mean)
+        heads = [_head(part, shapes, label_mean) for part in self.parts]
+        self.head = heads[0] if router is None else nn.ModuleList(heads)
         self._places = _places(architecture)
 
     def forward(self, batch: Batch) -> Tensor:
-        rows = self.tables(batch)
-        values: dict[str, Value] = {
-            name: view(batch, rows) for name, view in zip(self.architecture.views, self.views.values(), strict=True)
-        }
-        for node, module in zip(self.architecture.nodes, self.nodes.values(), strict=True):
-            values[node.id] = module([self._input(values, ref) for ref in node.inputs])
-        inputs = [self._input(values, ref) for ref in self.architecture.head.inputs]
-        if isinstance(self.head, _ItemsHead):
-            inputs.append(self.tables.whole(self.head.table))
-        output: Tensor = self.head(inputs)
+        rows: Rows = self.tables(batch)
+        if not isinstance(self.head, nn.ModuleList):
+            return self._part(self.architecture, self.head, batch, rows)
+        found = []
+        for part, head, share in zip(self.parts, self.head, rows.shares, strict=True):
+            # Where there are more processes they must agree on what has a gradient, be it zero.
+            if share.batch.size or self.tables.sharded:
+                found.append((self._part(part, head, share.batch, rows), share))
+        return put_together(found)
+
+    def _part(self, part: Architecture, head: nn.Module, batch: Batch, rows: Rows) -> Tensor:
+        """The output of a plain architecture, which this is or has as a part."""
+        values: dict[str, Value] = {name: self.views[f"view:{name}"](batch, rows) for name in part.views}
+        for node in part.nodes:
+            values[node.id] = self.nodes[f"{node.op}:{node.id}"]([self._input(values, ref) for ref in node.inputs])
+        assert not isinstance(part.head, RoutedHead)
+        inputs = [self._input(values, ref) for ref in part.head.inputs]
+        if isinstance(head, _ItemsHead):
+            inputs.append(self.tables.whole(head.table))
+        output: Tensor = head(inputs)
         return output
 
     def node(self, name: str) -> "NodeModule":
@@ -185,7 +199,11 @@ def table_specs(architecture: Architecture) -> list[TableSpec]:
             if isinstance(encoder, ShareEncoder):
                 table = _table_name(encoder.view, architecture.fields[name].of or "")
                 shared.setdefault(table, []).append(name)
-    return list(_specs(architecture, shared))
+    specs = list(_specs(architecture, shared))
+    if not isinstance(architecture.head, RoutedHead):
+        return specs
+    part_of = {view: number for number, part in enumerate(architecture.parts()) for view in part.views}
+    return [replace(spec, part=part_of[spec.view]) for spec in specs]
 
 
 def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> Iterable[TableSpec]:
@@ -231,9 +249,11 @@ def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], ta
         return SequenceView(TableSource(_table_name(owner, of), field, shape.width))
     numeric = _columns(architecture, "numeric")
     sources = [_source(architecture, name, field, numeric) for field in view.encoders]
-    align = None
+    align: Align | Placed | None = None
     if view.align is not None:
-        align = Align([tuple(source.width for source in sources)], view_collected(architecture, name))
+        aligned = view_collected(architecture, name)
+        widths = [tuple(source.width for source in sources)]
+        align = Align(widths, aligned) if aligned.places is None else Placed(aligned.places, aligned.width)
     return FieldsView(
         sources,
         flat=isinstance(shape, V),
@@ -413,6 +433,7 @@ _SEQUENCE_OPS: dict[type[Node], Callable[[Any, Q, float], nn.Module]] = {
 
 def _head(architecture: Architecture, shapes: Mapping[str, Shape], label_mean: float) -> nn.Module:
     head = architecture.head
+    assert not isinstance(head, RoutedHead)
     if isinstance(head, ItemsHead):
         return _ItemsHead(head, items_table(architecture, head, shapes))
     start = label_mean if architecture.task == "rating" else math.log(label_mean / (1 - label_mean))

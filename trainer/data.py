@@ -49,6 +49,17 @@ class Batch:
     def size(self) -> int:
         return self.label.shape[0]
 
+    def at(self, place_N: Tensor) -> "Batch":
+        """The rows at these places, (N,) int64, as part of the same whole batch."""
+        return replace(
+            self,
+            categorical=self.categorical.index_select(0, place_N),
+            numeric=self.numeric.index_select(0, place_N),
+            label=self.label.index_select(0, place_N),
+            sequences={name: ids.index_select(0, place_N) for name, ids in self.sequences.items()},
+            lengths={name: lengths.index_select(0, place_N) for name, lengths in self.lengths.items()},
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same rows there; on a GPU they arrive while it computes."""
         if self.label.device == device:

@@ -26,6 +26,7 @@ from trainer.cpu import multiplies_bf16, prepare_process
 from trainer.data import Batch, Table
 from trainer.device import device_of
 from trainer.metrics import Vector
+from trainer.modules.router import Router
 from trainer.optim import Optimizers
 from trainer.pieces import Piece, Shape, beside, room
 from trainer.processes import gather_rows, most, rank_and_world, summed
@@ -469,8 +470,16 @@ def _penalty_shares(model: nn.Module, train: Table, power: float) -> dict[str, T
 
     With power 1 a row is penalised in proportion to its visits, as by plain SGD; with 0 all rows are, at every step.
     """
-    visits = {spec.name: summed(train.visits(spec.readers, spec.held)) for spec in unwrapped(model).tables.specs}
+    tables = unwrapped(model).tables
+    rows_of = {None: train} if tables.router is None else _by_part(tables.router, train)
+    visits = {spec.name: summed(rows_of[spec.part].visits(spec.readers, spec.held)) for spec in tables.specs}
     shares = {table: (count / train.total).pow(power) for table, count in visits.items()}
     # ...embedding_bags.<table>.weight
     names = {name: name.rsplit(".", 2)[-2] for name, _ in unwrapped(model).named_parameters() if "." in name}
     return {name: shares[table] for name, table in names.items() if table in shares}
+
+
+def _by_part(router: Router, train: Table) -> dict[int | None, Table]:
+    """The rows of each part of a routed model."""
+    group_N = router.groups_of(train.categorical)
+    return {group: train.select((group_N == group).nonzero().squeeze(1)) for group in range(router.groups)}

@@ -1,6 +1,7 @@
-"""Which block each category of a field is in, where blocks are no ranges of ids: short text for a description.
+"""What a description says of every category of a field: a few bytes for each, as short text.
 
-One byte per category, the number of its block, deflated and in base64. Light: the standard library alone.
+The number of its block, where blocks are no ranges of ids, or its votes in a router (signed), deflated and in base64.
+Light: the standard library alone.
 """
 
 import base64
@@ -10,9 +11,9 @@ import zlib
 LEVEL = 9
 
 
-def packed(number_R: bytes) -> str:
-    """The text for the block numbers of R categories."""
-    return base64.b64encode(zlib.compress(number_R, LEVEL)).decode()
+def packed(numbers: bytes) -> str:
+    """The text for the bytes of all categories, those of a category side by side."""
+    return base64.b64encode(zlib.compress(numbers, LEVEL)).decode()
 
 
 def unpacked(text: str) -> bytes:

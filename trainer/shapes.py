@@ -47,6 +47,7 @@ from trainer.architecture import (
     PoolLayer,
     Positions,
     RawEncoder,
+    RoutedHead,
     RowsEncoder,
     ScaleEncoder,
     Seq,
@@ -59,6 +60,7 @@ from trainer.architecture import (
     ValueHead,
     View,
     product_name,
+    reached,
 )
 from trainer.index import unpacked
 
@@ -122,6 +124,8 @@ class Collected:
     names: tuple[str, ...]
     width: int
     lifts: tuple[Lift, ...] = ()
+    places: tuple[tuple[int, ...], ...] | None = None
+    """Of each field the columns that its numbers fill, where these are not the first ones of all fields."""
 
     @property
     def fields(self) -> int:
@@ -137,17 +141,24 @@ class Counts:
     """Parameters (tables: all encoders; lifts: maps that align widths; dense: the rest) and multiply-adds per row.
 
     Multiply-adds count products and leave out activations, look-ups, sums and softmax denominators; sequences count
-    at full length.
+    at full length. Of a routed model parameters are those of all parts, and the votes of its router, which training
+    leaves alone; multiply-adds are those of the part that has the most.
     """
 
     tables: int
     lifts: int
     dense: int
     flops: int
+    votes: int = 0
+
+    @property
+    def elsewhere(self) -> int:
+        """What is neither in tables nor in maps that align widths."""
+        return self.dense + self.votes
 
     @property
     def total(self) -> int:
-        return self.tables + self.lifts + self.dense
+        return self.tables + self.lifts + self.elsewhere
 
 
 def infer(architecture: Architecture) -> dict[str, Shape]:
@@ -160,15 +171,29 @@ def infer(architecture: Architecture) -> dict[str, Shape]:
         shapes.update(_view_shapes(architecture, name, view))
     for node in architecture.nodes:
         shapes[node.id] = _RULES[type(node)](node, _Inputs(f"node '{node.id}'", node.inputs, shapes))
-    head = _Inputs("head", architecture.head.inputs, shapes)
-    head.flat()
+    heads = architecture.head.parts if isinstance(architecture.head, RoutedHead) else [architecture.head]
+    for head in heads:
+        _Inputs("head", head.inputs, shapes).flat()
     _check_head(architecture)
     return shapes
 
 
 def count(architecture: Architecture) -> Counts:
-    """Parameters and multiply-adds of the built model; parts that the head does not reach are not built."""
+    """Parameters and multiply-adds of the built model; what the head does not reach is not built."""
     live = architecture.live()
+    if not isinstance(live.head, RoutedHead):
+        return _count(live)
+    infer(live)
+    counts = [_count(part) for part in live.parts()]
+    tables, lifts, dense = (sum(getattr(one, name) for one in counts) for name in ("tables", "lifts", "dense"))
+    return Counts(tables, lifts, dense, max(one.flops for one in counts), _votes(live.fields, live.head))
+
+
+def _votes(fields: Mapping[str, FieldSpec], head: RoutedHead) -> int:
+    return sum(fields[field].cardinality for field in head.router) * (len(head.parts) - 1)
+
+
+def _count(live: Architecture) -> Counts:
     shapes = infer(live)
     tables = lifts = dense = flops = 0
     for name, view in live.views.items():
@@ -312,18 +337,28 @@ def view_collected(architecture: Architecture, name: str) -> Collected:
     if view.align is None:
         return Collected(names, widths[0] if len(set(widths)) == 1 else 0)
     width = view.width or (min(widths) if view.align == "min" else max(widths))
-    lifts = () if view.align == "pad" else _lifts(widths, width)
-    return Collected(names, width, lifts)
+    if view.align == "pad":
+        return Collected(names, width, places=_placed(view, widths))
+    return Collected(names, width, _lifts(widths, width))
+
+
+def _placed(view: View, widths: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
+    given = [getattr(encoder, "places", None) for encoder in view.encoders.values()]
+    if not any(given):
+        return None
+    return tuple(places or tuple(range(width)) for places, width in zip(given, widths, strict=True))
 
 
 def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str, Shape]:
     where = f"view '{name}'"
     kind = _view_kind(architecture, where, view)
     _check_align(where, view, kind)
+    widths = _encoder_widths(architecture, view)
     for field, encoder in view.encoders.items():
         if isinstance(encoder, RowsEncoder):
             _check_blocks(f"{where}: field '{field}'", encoder, architecture.fields[field].cardinality)
-    widths = _encoder_widths(architecture, view)
+        if isinstance(encoder, TableEncoder) and encoder.places is not None:
+            _check_places(f"{where}: field '{field}'", encoder, view, view.width or max(widths))
     if kind is P:
         return {name: _field_aware_shape(where, view)}
     if kind is Q:
@@ -338,6 +373,15 @@ def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str,
     shapes: dict[str, Shape] = {f"{name}.{field}": V(width) for field, width in zip(view.encoders, widths, strict=True)}
     shapes[name] = V(sum(widths)) if kind is V else F(tuple(view.encoders), widths)
     return shapes
+
+
+def _check_places(where: str, encoder: TableEncoder, view: View, width: int) -> None:
+    places = encoder.places or ()
+    if view.align != "pad":
+        raise ArchitectureError(f"{where}: places are columns of a padded vector; set the view's align: pad")
+    if len(places) != encoder.dim or any(a >= b for a, b in pairwise(places)) or places[-1] >= width:
+        message = f"places must be {encoder.dim} rising columns below {width}, not {list(places)}"
+        raise ArchitectureError(f"{where}: {message}")
 
 
 def _check_align(where: str, view: View, kind: type[Shape]) -> None:
@@ -573,6 +617,7 @@ def items_table(architecture: Architecture, head: ItemsHead, shapes: Mapping[str
 def _head_count(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Parameters and multiply-adds of the head."""
     head = architecture.head
+    assert not isinstance(head, RoutedHead)
     if isinstance(head, ItemsHead):
         items = items_table(architecture, head, shapes)
         return items.map_parameters + head.bias * items.rows, items.map_parameters + items.rows * items.dim
@@ -583,6 +628,8 @@ def _head_count(architecture: Architecture, shapes: Mapping[str, Shape]) -> tupl
 def _check_head(architecture: Architecture) -> None:
     """The head fits the task; where it predicts a field, that field's value in the row is read nowhere."""
     head, task = architecture.head, architecture.task
+    if isinstance(head, RoutedHead):
+        _check_apart(architecture)
     if not isinstance(head, ItemsHead):
         if task == "next_item":
             raise ArchitectureError(f"head: mode '{head.mode}' gives one number; task next_item needs mode: items")
@@ -600,6 +647,15 @@ def _check_head(architecture: Architecture) -> None:
     for reader in architecture.nodes:
         _check_reads(architecture, f"node '{reader.id}'", reader.inputs, target)
     _check_reads(architecture, "head", head.inputs, target)
+
+
+def _check_apart(architecture: Architecture) -> None:
+    owner: dict[str, int] = {}
+    for number, part in enumerate(architecture.parts()):
+        for name in (architecture.resolve(ref)[0] for ref in reached(part)):
+            if owner.setdefault(name, number) != number:
+                message = f"'{name}' is read by part {owner[name]} and by part {number}; give each its own"
+                raise ArchitectureError(f"head: {message}")
 
 
 def _check_reads(architecture: Architecture, where: str, refs: Sequence[str], target: str) -> None:

@@ -151,7 +151,7 @@ def _take_over(kernel: Any, tables: Tables) -> list[Pool]:
     by_name = {spec.name: spec for spec in tables.specs}
     specs = [by_name[table.name] for table in kernel.config.embedding_tables]
     first, pools = 0, []
-    for (dim, _), group in itertools.groupby(specs, key=lambda spec: (spec.dim, spec.block and spec.name)):
+    for (dim, *_), group in itertools.groupby(specs, key=lambda spec: (spec.dim, spec.part, spec.block and spec.name)):
         held = list(group)
         last = first + dim * sum(spec.rows for spec in held)
         weight = kernel.emb_module.weights.detach()[first:last].view(-1, dim)
@@ -161,19 +161,16 @@ def _take_over(kernel: Any, tables: Tables) -> list[Pool]:
     def look_up(indices: Tensor, offsets: Tensor, *_: object, **__: object) -> Tensor:
         """What FBGEMM's kernel gives, for bags of one id at most: ids of tables * batch bags -> (batch, sum of dims).
 
-        Only blocks have bags without an id; their pools hold one table each.
+        The tables of a pool have ids in the same bags: in all, or, being a block or of one part, in some.
         """
         held_FB = (offsets.diff() > 0).view(len(specs), -1)
         parts, begin = [], 0
         for pool in pools:
             end = begin + len(pool.specs)
             first, last = offsets[[begin * held_FB.shape[1], end * held_FB.shape[1]]].tolist()
-            if held_FB[begin:end].all():
-                id_BF = indices[first:last].view(len(pool.specs), -1).t() + pool.first_F
-                parts.append(pool.look_up(Ids(id_BF)).flatten(1))
-            else:
-                x_ND = pool.look_up(Ids(indices[first:last, None])).squeeze(1)
-                parts.append(padded(x_ND, held_FB[begin][:, None]).x.flatten(1))
+            ids_NF = indices[first:last].view(len(pool.specs), (last - first) // len(pool.specs)).t() + pool.first_F
+            x_ND = pool.look_up(Ids(ids_NF)).flatten(1)
+            parts.append(x_ND if len(x_ND) == held_FB.shape[1] else padded(x_ND, held_FB[begin][:, None]).x.flatten(1))
             begin = end
         return torch.cat(parts, dim=1)
 

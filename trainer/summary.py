@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trainer.architecture import RoutedHead
 from trainer.candidate import Candidate
 from trainer.settings import TuneSettings
 
@@ -13,7 +14,7 @@ def summary(candidate: Candidate, *, trial: int, metric: str, value: float) -> s
         f"Trial {trial}: {metric} {value:.5f}",
         *_mappers(candidate),
         *_interactors(candidate),
-        f"|-optimizer {_block(candidate.architecture.head, 'mode')}",
+        *_optimizers(candidate.architecture.head),
         f"|-training {_values({name: getattr(candidate.training, name) for name in TuneSettings.model_fields})}",
     ]
     return "\n".join(lines)
@@ -31,6 +32,13 @@ def _mappers(candidate: Candidate) -> Iterator[str]:
 def _interactors(candidate: Candidate) -> Iterator[str]:
     for node in candidate.architecture.nodes:
         yield f"|-interactor {node.id}: {_block(node, 'op')}"
+
+
+def _optimizers(head: Any) -> Iterator[str]:
+    if isinstance(head, RoutedHead):
+        yield f"|-router {len(head.parts)} groups <- {', '.join(head.router)}"
+    for part in head.parts if isinstance(head, RoutedHead) else [head]:
+        yield f"|-optimizer {_block(part, 'mode')}"
 
 
 def _block(model: Any, kind: str) -> str:

@@ -4,6 +4,7 @@
     autodim     MovieLens-1M as clicks: FM, Wide & Deep, DeepFM with full, power-law, random and searched widths
     autogroup   MovieLens-1M as clicks: groups on FM and DeepFM against both
     nis         MovieLens-1M as clicks: DeepFM with half, a quarter and a tenth of the tables, chosen in six ways
+    ihas        MovieLens-1M as clicks: groups of rows found on DLRM, trained as DLRM, DeepFM and DCNv2
     autodis     a Criteo sample as CSV with header: soft bins against fixed encodings, and a choice per field
     cost        MovieLens-1M as clicks: wall time of one search over that of one training of the same DeepFM
 
@@ -26,7 +27,15 @@ from results import CRITEO_CSV, run
 SEEDS, TRIALS = 5, 4
 EPOCHS = 40
 """At most, on MovieLens-1M: with a strong L2 DeepFM learns until the 37th; held at 20, it lost to gated models."""
-PINNED = {"embedding.dim": 16, "mlp.units": [128, 128], "mlp.dropout": 0.0}
+PINNED_WIDTH = 16
+PINNED: dict[str, Any] = {
+    "embedding.dim": PINNED_WIDTH,
+    "mlp.units": [128, 128],
+    "mlp.dropout": 0.0,
+    "top.units": [128, 128],
+    "top.dropout": 0.0,
+    "cross.layers": 3,
+}
 COMMON = {
     "search.tune": {"table_l2": [1e-4, 4e-4, 1e-3, 1e-5]},
     "train.table_l2": 1e-4,
@@ -42,6 +51,8 @@ OWN_CHOICES = {
     "afm": ("embedding.dim",),
     "wide_deep": ("mlp.units", "mlp.dropout", "embedding.dim"),
     "deepfm": ("mlp.units", "mlp.dropout", "embedding.dim"),
+    "dlrm": ("top.units", "top.dropout", "embedding.dim"),
+    "dcnv2": ("mlp.units", "mlp.dropout", "cross.layers", "embedding.dim"),
 }
 
 Changes = dict[str, Any]
@@ -145,6 +156,47 @@ def uniform(backbone: str, width: int) -> Row:
     return f"{backbone}, width {width}", changes
 
 
+def ihas(model: str) -> list[Row]:
+    """Groups are found on DLRM, whatever they are trained as: the transfer that the paper claims."""
+    groups = {"sparse": [0.05], "into": None if model == "dlrm" else model}
+    return [
+        zoo(model),
+        grouped(f"iHAS as {model}", groups=[1, 2, 3, 4], **groups),
+        grouped(f"one group as {model}", trials=TRIALS, groups=[1], **groups),
+        random_groups(model, **groups),
+        as_large(model),
+    ]
+
+
+def grouped(name: str, *, trials: int = 2 * TRIALS, **settings: Any) -> tuple[str, Changes]:
+    """iHAS on DLRM: each number of groups with some values of the tables' L2."""
+    return opened(name, "ihas", "dlrm", trials=trials, **settings)
+
+
+def random_groups(model: str, **settings: Any) -> Row:
+    """As many groups as were found, drawn; with the L2 that was best for what was found."""
+
+    def changes(reports: Reports) -> Changes:
+        searched = reports[f"iHAS as {model} (dlrm)"]["leaderboard"][0]
+        count = max(len(searched["architecture"]["head"].get("parts", [])), 2)
+        best = searched["training"]["table_l2"]
+        _, made = grouped("random groups", select="random", groups=[count], **settings)
+        return {**made, "search.tune": {"table_l2": [best]}, "train.table_l2": best}
+
+    return f"random groups as {model} (dlrm)", changes
+
+
+def as_large(model: str) -> Row:
+    """The plain model whose width makes its tables about as large as those of all groups together."""
+
+    def changes(reports: Reports) -> Changes:
+        plain, found = (reports[label]["leaderboard"][0] for label in (model, f"iHAS as {model} (dlrm)"))
+        share = embedding_parameters(found["architecture"]) / embedding_parameters(plain["architecture"])
+        return dict(uniform(model, max(round(share * PINNED_WIDTH), 1))[1])  # type: ignore[arg-type]
+
+    return f"{model}, as large as iHAS", changes
+
+
 ENCODERS = ("scale", "equal_width", "equal_frequency", "logarithm", "tree", "bins")
 TABLES: dict[str, list[Row]] = {
     "autofis": [
@@ -158,6 +210,7 @@ TABLES: dict[str, list[Row]] = {
         opened("AutoDim-s", "autodim", "fm", dims=DIMS, update="training", **SUPERNET),
     ],
     "nis": [uniform("deepfm", WIDEST), *[row for budget in BUDGETS for row in nis("deepfm", budget)]],
+    "ihas": [row for model in ("dlrm", "deepfm", "dcnv2") for row in ihas(model)],
     "autogroup": [
         *[zoo(name) for name in ("fm", "deepfm")],
         *[opened("AutoGroup", "autogroup", backbone, dims=[16]) for backbone in ("fm", "deepfm")],
@@ -227,15 +280,15 @@ def _cells(label: str, entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def embedding_parameters(architecture: Mapping[str, Any]) -> int:
-    """Without first-order weights, as the papers count."""
+    """Without first-order weights, as the papers count; with the votes of a router."""
     from trainer.architecture import Architecture
-    from trainer.shapes import encoder_parameters
+    from trainer.shapes import count, encoder_parameters
 
     made = Architecture.from_dict(architecture)
-    return sum(
+    return count(made).votes + sum(
         encoder_parameters(made, view, field)
         for name, view in made.views.items()
-        if name != "first"
+        if _of_all_parts(name) != "first"
         for field in view.encoders
     )
 
@@ -246,9 +299,18 @@ def pairs(architecture: Mapping[str, Any]) -> str:
 
 
 def widths(architecture: Mapping[str, Any]) -> str:
-    encoders = architecture["views"].get("e", {"encoders": {}})["encoders"].values()
-    dims = [_width(encoder) for encoder in encoders if encoder["kind"] in ("table", "rows")]
-    return "" if len(set(dims)) < 2 else " ".join(dims)
+    """Of the fields of each part."""
+    parts = [
+        [_width(encoder) for encoder in view["encoders"].values() if encoder["kind"] in ("table", "rows")]
+        for name, view in architecture["views"].items()
+        if _of_all_parts(name) == "e"
+    ]
+    return "" if all(len(set(dims)) < 2 for dims in parts) else "; ".join(" ".join(dims) for dims in parts)
+
+
+def _of_all_parts(view: str) -> str:
+    """The name of a view without the number of the part that it belongs to."""
+    return view.rpartition("-")[2]
 
 
 def _width(encoder: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ NEEDS = {
     "autodim": "categorical",
     "nis": "categorical",
     "esapn": "categorical",
+    "ihas": "categorical",
     "field_dims": "categorical",
     "mde": "categorical",
     "autodis": "numeric",
@@ -80,6 +81,11 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "plain": {"positions": [False], "causal": [False], "pooling": ["max"], "products": 0, "excitation": [False]},
         "pairs": {"order": 2, "products": 2, "blocks": [1, 3], "layers": ["skip", "gru"], "candidates": 5},
         "blind": {"select": "random"},
+    },
+    "ihas": {
+        "one": {"groups": [1], "sparse": [0.0, 1.0]},
+        "blind": {"select": "random", "groups": [2, 3]},
+        "moved": {"backbone": "dlrm", "into": "dcnv2", "least": 0.0},
     },
     "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
 }
@@ -154,7 +160,8 @@ def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
     model = build(architecture, label_mean=schema.label_mean, table_init=0.1, seed=0)
     loss(model, schema).backward()
     assert finite(model)
-    assert sum(weight.numel() for weight in model.parameters()) == count(architecture).total
+    counts = count(architecture)
+    assert sum(weight.numel() for weight in model.parameters()) == counts.total - counts.votes
 
 
 # ---- spaces ---------------------------------------------------------------------------------------------------------

@@ -112,6 +112,12 @@ CASES = [
         15,
         "spec.search.autogroup.backbone: no model 'xyz'; valid here: afm,",
     ),
+    (
+        "method: ihas\n    ihas: {backbone: dlrm, into: depfm}",
+        "method: autorec",
+        13,
+        "spec.search.ihas.into: groups cannot be trained as 'depfm'; did you mean 'deepfm'?",
+    ),
     ("method: autodis\n    autodis: {backbone: mf}", "method: autorec", 13, "autodis finds nothing to open in mf"),
     ("method: autodim\n    autodim: {backbone: din}", "method: autorec", 13, "autodim finds nothing to open in din"),
     ("method: mde\n    mde: {backbone: neumf}", "method: autorec", 13, "mde finds nothing to open in neumf; valid"),

@@ -31,8 +31,13 @@ def main(folder: Path, name: str, rank: int, world: int) -> None:
     if world > 1:
         store = f"file://{(folder / 'store').resolve()}"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(minutes=5))
-    rows = {"small": small.table, "sasrec": small.chain}.get(name, small.categorical)
-    made = {"small": small.model, "sasrec": lambda: small.next_item_model("sasrec"), "indexed": small.indexed}
+    rows = {"small": small.table, "routed": small.table, "sasrec": small.chain}.get(name, small.categorical)
+    made = {
+        "small": small.model,
+        "sasrec": lambda: small.next_item_model("sasrec"),
+        "indexed": small.indexed,
+        "routed": small.routed_model,
+    }
     settings = SETTINGS.model_copy(update={"table_optimizer": "auto" if name == "small" else "lazy_adam"})
     train, valid = rows(320).share(rank, world), rows(101, seed=1).share(rank, world)
     built = made[name]() if name in made else small.zoo_model(name)

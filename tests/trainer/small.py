@@ -10,6 +10,7 @@ from trainer.architecture import Architecture
 from trainer.build import Model, build
 from trainer.data import Jagged, Table
 from trainer.index import packed
+from trainer.routed import routed
 from trainer.schema import DatasetSchema, Field, Task
 from trainer.space import fill_params
 
@@ -118,6 +119,18 @@ def indexed() -> Model:
     encoder = {"kind": "rows", "dim": 16, "blocks": blocks, "index": packed(number_R)}
     data["views"]["e"]["encoders"]["user"] = encoder
     return build(Architecture.from_dict(data), label_mean=0.5, table_init=0.05, seed=1)
+
+
+def routed_model() -> Model:
+    """Three models for the rows of `table`: even users, odd users, and the first four, of whom few rows are."""
+    vote_RC = np.array([[user % 2 * 10, (user < 4) * 20] for user in range(USERS)], dtype=np.int8)
+    parts = [architecture().to_dict() for _ in range(3)]
+    for part in parts:  # tables that sequences read are not trained lazily by several processes
+        part["nodes"][2]["in"] = ["e"]
+    blocks = [{"first": 0, "rows": 9, "dim": 4}, {"first": 9, "rows": USERS - 9, "dim": 2}]
+    parts[1]["views"]["e"]["encoders"]["user"] = {"kind": "rows", "dim": 4, "blocks": blocks}
+    made = routed({"user": packed(vote_RC.tobytes())}, [Architecture.from_dict(part) for part in parts])
+    return build(made, label_mean=0.5, table_init=0.05, seed=1)
 
 
 def one_table() -> Model:

@@ -69,11 +69,12 @@ def test_two_processes_come_to_what_one_comes_to(job: Job, tmp_path: Path) -> No
     assert job.weights.exists()
 
 
-@pytest.mark.parametrize("method", ["autodim", "autofis", "nis", "ameir"])
+@pytest.mark.parametrize("method", ["autodim", "autofis", "nis", "ameir", "ihas"])
 def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, method: str) -> None:
     """Gates that learn from passes of their own (autodim), and with the weights (autofis); a policy (nis); stages.
 
-    AutoDim and AMEIR normalise batches, each process for itself: what they find need not be that of one process.
+    AutoDim and AMEIR normalise batches, and iHAS draws its gates, each process for itself: what they find need not be
+    that of one process.
     """
     schema = DatasetSchema.load(job.dataset)
     training = TrainSettings(batch_size=64, epochs=2, patience=2, precision="fp32")
@@ -83,6 +84,7 @@ def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, m
         "autodim": {**fm, "dims": [2, 4]},
         "autofis": fm,
         "nis": {**fm, **grid},
+        "ihas": {"groups": [2], "least": 0.0},
         "ameir": {"dims": [4], "units": [[6]], "candidates": 4, "sample": 2},
     }
     found = opened.candidate(method, schema, training, epochs=2, **settings[method])
@@ -95,7 +97,7 @@ def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, m
     assert outcome.found is not None
     assert expected.found is not None
     assert outcome.found["samples"] == expected.found["samples"]
-    if method not in ("autodim", "ameir"):
+    if method not in ("autodim", "ameir", "ihas"):
         assert outcome.found["architecture"] == expected.found["architecture"]
         assert outcome.value == pytest.approx(expected.value, rel=1e-4)
     for mine, theirs in zip(outcome.found["sample"], expected.found["sample"], strict=True):

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.trainer.mixed import batch_of, mixed_schema, parameters
 from trainer.architecture import Architecture, ArchitectureError, ItemsHead, fields_of
 from trainer.build import Model, build
 from trainer.index import packed
+from trainer.routed import routed
 from trainer.shapes import count, infer
 
 SCHEMA = mixed_schema()
@@ -70,7 +72,17 @@ def view(draw: Draw, first: bool) -> dict[str, Any]:
     rest: dict[str, Any] = {}
     if draw.random() < 0.3:
         rest = {"align": draw.choice(["lift", "min", "pad"]), "width": draw.choice([None, None, 4, 5])}
-    return {"encoders": {field: encoder(draw, field, kind, same or draw.choice(DIMS)) for field in chosen}, **rest}
+    encoders = {field: encoder(draw, field, kind, same or draw.choice(DIMS)) for field in chosen}
+    if rest.get("align") == "pad":
+        encoders = {field: placed(draw, made, rest["width"] or max(DIMS)) for field, made in encoders.items()}
+    return {"encoders": encoders, **rest}
+
+
+def placed(draw: Draw, made: dict[str, Any], width: int) -> dict[str, Any]:
+    """Mostly places that the view has."""
+    if made["kind"] != "table" or draw.random() < 0.5:
+        return made
+    return {**made, "places": sorted(draw.sample(range(width + (draw.random() < 0.1)), made["dim"]))}
 
 
 def fields_rule(draw: Draw) -> dict[str, Any]:
@@ -208,6 +220,32 @@ def description(draw: Draw) -> dict[str, Any]:
     return {"task": task, "fields": fields_of(SCHEMA), "views": views, "nodes": nodes, "head": head}
 
 
+def routed_model(draw: Draw) -> dict[str, Any]:
+    """Two or three models as one; seldom with a router that does not fit or parts that meet."""
+    parts: list[Architecture] = []
+    wanted = draw.randint(2, 3)
+    while len(parts) < wanted:
+        with suppress(ArchitectureError):
+            part = Architecture.from_dict({**description(draw), "task": "ctr"})
+            infer(part)
+            parts.append(part)
+    voters = draw.sample(["user", "item", "site.id"], draw.randint(1, 3))
+    rows = {field: SCHEMA.field(field).cardinality + (draw.random() < 0.05) for field in voters}
+    votes = {field: bytes(draw.randrange(256) for _ in range(size * (wanted - 1))) for field, size in rows.items()}
+    data = joined(votes, parts)
+    if draw.random() < 0.1:
+        data["head"]["parts"][0]["in"] = data["head"]["parts"][1]["in"]
+    return data
+
+
+def joined(votes: dict[str, bytes], parts: list[Architecture]) -> dict[str, Any]:
+    """As `routed` joins them, with whatever votes."""
+    fits = {"user": packed(bytes(SCHEMA.field("user").cardinality * (len(parts) - 1)))}
+    data = routed(fits, parts).to_dict()
+    data["head"]["router"] = {field: packed(one) for field, one in votes.items()}
+    return data
+
+
 def behavior_model(draw: Draw) -> dict[str, Any]:
     """A stack of blocks over the history, products of fields and layers, all of which fit."""
     share = {"encoders": {"history": {"kind": "share", "view": "v0"}}}
@@ -298,6 +336,12 @@ def test_random_descriptions() -> None:
     torch.manual_seed(0)
     share = run(range(300))
     assert 0.2 < share < 0.9  # of thousands 0.28
+
+
+def test_random_routed_models() -> None:
+    torch.manual_seed(0)
+    outcomes = [check(routed_model(random.Random(number))) for number in range(60)]
+    assert 0.5 < sum(outcomes) / len(outcomes) < 1
 
 
 def test_random_behavior_models() -> None:

@@ -31,7 +31,7 @@ def run(folder: Path, model: str, world: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["small", "deepfm", "indexed", "sasrec"])
+@pytest.mark.parametrize("model", ["small", "deepfm", "indexed", "sasrec", "routed"])
 def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -> None:
     [alone] = run(tmp_path / "one", model, 1)
     first, second = run(tmp_path / "two", model, 2)
@@ -43,7 +43,7 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path, model: str) -
     assert len(alone["predictions"]) == 101
     everywhere = set(first["tables"]) & set(second["tables"])
     assert sorted({*first["tables"], *second["tables"]}) == sorted(alone["tables"])
-    if model in ("deepfm", "indexed"):  # their tables are trained lazily: each has one home
+    if model in ("deepfm", "indexed", "routed"):  # their tables are trained lazily: each has one home
         assert everywhere == set()
         assert first["tables"] != []
         assert second["tables"] != []

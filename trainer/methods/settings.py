@@ -28,7 +28,7 @@ NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "loga
 
 TASKS: dict[str, tuple[Task, ...]] = {
     **dict.fromkeys(
-        ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "field_dims", "mde"),
+        ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "ihas", "field_dims", "mde"),
         ("ctr", "rating"),
     ),
     "ameir": ("ctr", "rating", "next_item"),
@@ -260,6 +260,48 @@ class ESAPNSettings(BackboneSettings):
         if self.sizes != sorted(set(self.sizes)):
             raise ValueError("'sizes' must rise")
         return self
+
+
+class IHASSettings(BackboneSettings):
+    """iHAS: groups of rows that need the same coordinates of their embeddings, and a model for each.
+
+    All numbers are ours. Lists with several values are searched, a trial for each.
+    """
+
+    OPENS = frozenset({"embedding.dim"})
+    REFUSES = frozenset({"share", "pairs_table"})
+
+    groups: list[PositiveInt] = Field(
+        default=[1, 2, 3, 4], min_length=1, description="groups of rows, each with a model; 1: one size for all rows"
+    )
+    sparse: list[NonNegativeFloat] = Field(
+        default=[0.05], min_length=1, description="added to the loss: this times the mean probability of open gates"
+    )
+    polar: list[NonNegativeFloat] = Field(
+        default=[0.05],
+        min_length=1,
+        description="added to the loss: this times the gates' mean variance; it rises from 0 during the search",
+    )
+    threshold: float = Field(default=0.5, gt=0, lt=1, description="a gate counts as open from this probability on")
+    least: float = Field(
+        default=0.05, ge=0, lt=1, description="smallest share of the rows; a smaller group joins its nearest neighbour"
+    )
+    select: Literal["search", "random"] = Field(
+        default="search", description="search: groups of rows that are alike; random: groups that are drawn blindly"
+    )
+    into: str | None = Field(
+        default=None,
+        description="model of the zoo that the groups are trained as, with its own defaults and those of `choices` that"
+        " it has; none: the backbone",
+    )
+    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the gates")
+    warm_up: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the search, at its beginning, in which all gates are open"
+    )
+    table_l2: NonNegativeFloat | None = Field(
+        default=None, description="the supernet's own table_l2; none: the training's"
+    )
+    epochs: int = Field(default=8, ge=1, description="passes over the training rows")
 
 
 BehaviorLayer = Literal[

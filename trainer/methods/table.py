@@ -85,6 +85,13 @@ def _ameir() -> Method:
     return Method(ameir.space, ameir.plan, ameir.AMEIR, staged.search)
 
 
+def _ihas() -> Method:
+    from trainer.engines import gradient
+    from trainer.methods import ihas
+
+    return Method(ihas.space, ihas.plan, ihas.IHAS, gradient.search)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -122,6 +129,7 @@ METHODS = _Table(
     nis=_nis,
     esapn=_esapn,
     ameir=_ameir,
+    ihas=_ihas,
     field_dims=_field_dims,
     mde=_mde,
 )

@@ -1,4 +1,4 @@
-"""Bringing fields of unequal widths to one: learned linear maps, or zeros at the end."""
+"""Bringing fields of unequal widths to one: learned linear maps, or zeros at the end or between."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.modules.values import StepGroups, Steps, Value
+from trainer.modules.values import StepGroups, Steps, Value, flatten
 from trainer.shapes import Collected
 
 
@@ -51,6 +51,22 @@ class Align(nn.Module):
             return lifted
         missing = self.width - x_BMD.shape[2]
         return functional.pad(x_BMD, (0, missing)) if missing else x_BMD
+
+
+class Placed(nn.Module):
+    """M fields whose numbers fill the columns `places` of vectors that are zero elsewhere: (B, M, width)."""
+
+    def __init__(self, places: Sequence[Sequence[int]], width: int) -> None:
+        super().__init__()
+        self.fields, self.width = len(places), width
+        flat = [field * width + place for field, filled in enumerate(places) for place in filled]
+        self.register_buffer("place_N", torch.tensor(flat), persistent=False)
+        self.place_N: Tensor
+
+    def forward(self, values: Sequence[Value]) -> Tensor:
+        x_BN = flatten(values)
+        zeros = x_BN.new_zeros(len(x_BN), self.fields * self.width)
+        return zeros.index_copy(1, self.place_N, x_BN).view(-1, self.fields, self.width)
 
 
 def _blocks(widths: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -96,7 +96,7 @@ class Settling(BatchNorm):
     """
 
     def forward(self, x_BN: Tensor) -> Tensor:
-        if not self.training or x_BN.shape[0] == 1:
+        if not self.training or x_BN.shape[0] < 2:
             return super().forward(x_BN)
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.data import Batch
-from trainer.modules.align import Align
+from trainer.modules.align import Align, Placed
 from trainer.modules.blocks import Blocks, BlocksSource, Chain
 from trainer.modules.numbers import NumberSource, numbers
 from trainer.modules.tables import Key, Rows
@@ -60,7 +60,7 @@ class FieldsView(nn.Module):
         flat: bool,
         joined: bool,
         partners: int | None,
-        align: Align | None,
+        align: Align | Placed | None,
         init: float,
     ) -> None:
         super().__init__()

@@ -232,10 +232,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes the running statistics for a batch of one row, which has no variance."""
+    """Batch normalisation that takes the running statistics for a batch of one row or none, which has no variance."""
 
     def forward(self, x_BN: Tensor) -> Tensor:
-        if self.training and x_BN.shape[0] == 1:
+        if self.training and x_BN.shape[0] < 2:
             return functional.batch_norm(
                 x_BN, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )

@@ -33,6 +33,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 from trainer.cpu import zeros
 from trainer.data import Batch
 from trainer.index import unpacked
+from trainer.modules.router import Router, Share
 from trainer.modules.values import StepGroups, Steps
 
 Key = tuple[str, str]
@@ -78,6 +79,8 @@ class TableSpec:
     """Set where it holds only some of its field's categories."""
     whole: bool = False
     """All of its rows are read at once (`Tables.whole`)."""
+    part: int | None = None
+    """The part of a routed model that it belongs to: only rows of that group are looked up in it."""
 
     @property
     def alone(self) -> bool:
@@ -92,9 +95,10 @@ class TableSpec:
 
     @property
     def features(self) -> list[str]:
-        """The names under which TorchRec gets the ids to look up."""
+        """The names under which TorchRec gets the ids to look up, for each of the readers."""
+        part = "" if self.part is None else f"@{self.part}"
         single = self.block.feature(self.field or "", self.rows) if self.block else self.field
-        return [*([single] if single else []), *self.sequences]
+        return [f"{name}{part}" for name in (*([single] if single else []), *self.sequences)]
 
     @property
     def readers(self) -> list[str]:
@@ -119,11 +123,14 @@ class Rows:
         blocks: Mapping[tuple[Key, ...], Tensor],
         steps: Mapping[Key, Steps | StepGroups],
         held: Mapping[Key, Tensor] | None = None,
+        shares: Sequence[Share] = (),
     ) -> None:
         self._blocks = dict(blocks)
         self.steps = dict(steps)
         self.held = dict(held or {})
         """For each block that was looked up the rows of the batch that it holds a category of, (B,) bool."""
+        self.shares = list(shares)
+        """The rows of each part, for a part's tables were looked up for no others."""
 
     def __contains__(self, key: Key) -> bool:
         """Whether a block was looked up; it is not while it rests (`Tables.resting`)."""
@@ -138,7 +145,7 @@ class Rows:
         """The same in float64."""
         blocks = {keys: x_BND.double() for keys, x_BND in self._blocks.items()}
         steps = {key: _double(value) for key, value in self.steps.items()}
-        return Rows(blocks, steps, self.held)
+        return Rows(blocks, steps, self.held, self.shares)
 
     @cached_property
     def _single(self) -> dict[Key, Tensor]:
@@ -152,7 +159,13 @@ class Tables(nn.Module):
     """The tables, and the look-up of a batch in all of them."""
 
     def __init__(
-        self, specs: Iterable[TableSpec], columns: Mapping[str, int], table_init: float, seed: int, empty: bool = False
+        self,
+        specs: Iterable[TableSpec],
+        columns: Mapping[str, int],
+        table_init: float,
+        seed: int,
+        empty: bool = False,
+        router: Router | None = None,
     ) -> None:
         """Rows start normal; those of a table depend on the seed and the table's name alone, not on where it lives.
 
@@ -162,8 +175,10 @@ class Tables(nn.Module):
             table_init: standard deviation of fresh rows.
             seed: of their draw.
             empty: tables are on the meta device, to be sharded and drawn where they are put (`draw`).
+            router: of a routed model.
         """
         super().__init__()
+        self.router = router
         self.columns = dict(columns)
         self.table_init, self.seed = table_init, seed
         self.specs = ordered = list(specs)
@@ -176,7 +191,7 @@ class Tables(nn.Module):
             group = [spec for spec in ordered if spec.alone and spec.dim == dim]
             self.embeddings[str(dim)] = EmbeddingCollection([EmbeddingConfig(**_config(spec)) for spec in group], _META)
             self._lookups[str(dim)] = _Lookup.of(group)
-        self._blocks = {spec.features[0]: spec for spec in ordered if spec.block}
+        self._blocks = [spec for spec in ordered if spec.block]
         self.resting: frozenset[str] = frozenset()
         """Blocks, by their tables' names, that are left out of look-ups, and so of training too."""
         self.sizes: dict[str, Tensor] = {}
@@ -194,19 +209,28 @@ class Tables(nn.Module):
         blocks: dict[tuple[Key, ...], Tensor] = {}
         steps: dict[Key, Steps | StepGroups] = {}
         held: dict[Key, Tensor] = {}
-        masks = {name: _mask(batch.sequences[name], lengths) for name, lengths in batch.lengths.items()}
+        shares = self._shares(batch)
         if not self.sharded:
-            self._read(batch, masks, blocks, steps, held)
-            return Rows(blocks, steps, held)
+            for share, part in zip(shares, self._parts, strict=True):
+                self._read(share, [pool for pool in self.pools if pool.part == part], blocks, steps, held)
+            return Rows(blocks, steps, held, shares)
         if self.bags is not None:
-            self._ask_bags(batch, blocks, held)
+            self._ask_bags(batch, shares, blocks, held)
         for dim, module in self.embeddings.items():
-            self._ask(batch, masks, self._lookups[dim], module, blocks, steps)
-        return Rows(blocks, steps, held)
+            self._ask(batch, shares, self._lookups[dim], module, blocks, steps)
+        return Rows(blocks, steps, held, shares)
+
+    @property
+    def _parts(self) -> list[int | None]:
+        return [None] if self.router is None else list(range(self.router.groups))
+
+    def _shares(self, batch: Batch) -> list[Share]:
+        """The rows of each part; all of them, if there are no parts."""
+        return [Share(batch)] if self.router is None else self.router.shares(batch)
 
     def resting_parameters(self) -> list[str]:
         """Names in the model of the parameters of what rests; sharded ones have gradients all the same."""
-        return [f"tables.{spec.parameter}" for spec in self._blocks.values() if spec.name in self.resting]
+        return [f"tables.{spec.parameter}" for spec in self._blocks if spec.name in self.resting]
 
     def release(self) -> None:
         """Before the collections are sharded: from now on they are asked, and own their parameters."""
@@ -270,15 +294,16 @@ class Tables(nn.Module):
 
     def _read(
         self,
-        batch: Batch,
-        masks: Mapping[str, Tensor],
+        share: Share,
+        pools: Sequence["Pool"],
         blocks: dict[tuple[Key, ...], Tensor],
         steps: dict[Key, Steps | StepGroups],
         held: dict[Key, Tensor],
     ) -> None:
-        """Rows straight from the pools."""
+        """Rows straight from the pools of one part."""
+        batch, masks = share.batch, share.masks
         asked: dict[tuple[tuple[str, int], ...], Ids] = {}
-        for pool in self.pools:
+        for pool in pools:
             if pool.specs[0].block:
                 self._read_block(batch, pool, blocks, held)
             elif pool.layout:
@@ -321,13 +346,19 @@ class Tables(nn.Module):
             return
         context = self.bags.create_context()
         # Waits for the sizes of what will come; the ids themselves travel while something else is computed.
-        arriving = self.bags.input_dist(context, self._jagged(batch, {}, self._bag_lookup)).wait()
+        arriving = self.bags.input_dist(context, self._jagged(batch, self._shares(batch), self._bag_lookup)).wait()
         self._sent[id(batch)] = (batch, context, arriving)
 
-    def _ask_bags(self, batch: Batch, blocks: dict[tuple[Key, ...], Tensor], held: dict[Key, Tensor]) -> None:
+    def _ask_bags(
+        self,
+        batch: Batch,
+        shares: Sequence[Share],
+        blocks: dict[tuple[Key, ...], Tensor],
+        held: dict[Key, Tensor],
+    ) -> None:
         """Rows of tables with one id per row from a collection that may be sharded."""
         if isinstance(self.bags, EmbeddingBagCollection):
-            answer = self.bags(self._jagged(batch, {}, self._bag_lookup))
+            answer = self.bags(self._jagged(batch, shares, self._bag_lookup))
         else:
             if id(batch) not in self._sent:
                 self.send(batch)
@@ -338,44 +369,53 @@ class Tables(nn.Module):
         values = KeyedTensor.regroup([answer], [[names[spec.name] for spec in group] for group in groups])
         for group, x in zip(groups, values, strict=True):
             if group[0].name not in self.resting:
-                blocks[_keys(group)] = x.view(len(x), len(group), group[0].dim)
+                share = shares[group[0].part or 0]
+                x_BN = x if share.places is None else x.index_select(0, share.places)
+                blocks[_keys(group)] = x_BN.view(len(x_BN), len(group), group[0].dim)
                 if group[0].block:
                     [key] = _keys(group)
-                    held[key] = self._held(batch, group[0])[1]
+                    held[key] = self._held(share.batch, group[0])[1]
 
     def _ask(
         self,
         batch: Batch,
-        masks: Mapping[str, Tensor],
+        shares: Sequence[Share],
         lookup: "_Lookup",
         collection: nn.Module,
         blocks: dict[tuple[Key, ...], Tensor],
         steps: dict[Key, Steps | StepGroups],
     ) -> None:
         """Rows of tables that sequences read, through TorchRec's own format."""
-        found = collection(self._jagged(batch, masks, lookup))
+        found = collection(self._jagged(batch, shares, lookup))
         for spec, names in zip(lookup.specs, lookup.names, strict=True):
-            for feature, name in zip(spec.features, names, strict=True):
-                if feature == spec.field:
-                    blocks[((spec.name, feature),)] = found[name].values()[:, None]
+            for field, name in zip(spec.readers, names, strict=True):
+                x_ND = found[name].values()
+                if field == spec.field:
+                    blocks[((spec.name, field),)] = x_ND[:, None]
                 else:
-                    steps[spec.name, feature] = in_groups(found[name].values(), masks[feature])
+                    steps[spec.name, field] = in_groups(x_ND, shares[spec.part or 0].masks[field])
 
-    def _jagged(self, batch: Batch, masks: Mapping[str, Tensor], lookup: "_Lookup") -> KeyedJaggedTensor:
-        ones_B = torch.ones(batch.size, dtype=torch.int64, device=batch.label.device)
+    def _jagged(self, batch: Batch, shares: Sequence[Share], lookup: "_Lookup") -> KeyedJaggedTensor:
         values, lengths = [], []
-        for feature in lookup.features:
-            if feature in self._blocks:
-                row_N, held_B = self._held(batch, self._blocks[feature])
-                values.append(row_N)
-                lengths.append(held_B.long())
-                continue
-            single = feature in self.columns
-            values.append(batch.categorical[:, self.columns[feature]] if single else _valid(batch, masks, feature))
-            lengths.append(ones_B if single else batch.lengths[feature])
+        for spec, field in lookup.features.values():
+            share = shares[spec.part or 0]
+            id_N, length_B = self._ids(share, spec, field)
+            values.append(id_N)
+            lengths.append(share.spread(length_B, batch.size))
         return KeyedJaggedTensor(
             keys=list(lookup.features), values=torch.cat(values), lengths=torch.cat(lengths), stride=batch.size
         )
+
+    def _ids(self, share: Share, spec: TableSpec, field: str) -> tuple[Tensor, Tensor]:
+        """The row numbers that a field looks up in a table, (N,), and how many each of the share's rows does, (B,)."""
+        batch = share.batch
+        if spec.block:
+            row_N, held_B = self._held(batch, spec)
+            return row_N, held_B.long()
+        if field == spec.field:
+            id_B = batch.categorical[:, self.columns[field]]
+            return id_B, torch.ones_like(id_B)
+        return batch.sequences[field][share.masks[field]], batch.lengths[field]
 
 
 class Pool:
@@ -387,6 +427,7 @@ class Pool:
     def __init__(self, specs: Sequence[TableSpec], weight: Tensor, sharded: bool = False) -> None:
         """`weight`: (rows of all tables, dim). `sharded`: as part of a sharded collection."""
         self.specs = list(specs)
+        self.part = specs[0].part
         self.sharded = sharded
         self.sparse = sharded
         """Whether gradients are sparse tensors (coalesced) of the rows that were looked up."""
@@ -493,13 +534,17 @@ class _Lookup:
     """The tables of one collection, its distinct features, and TorchRec's name for each (table, feature)."""
 
     specs: list[TableSpec]
-    features: list[str]
+    features: dict[str, tuple[TableSpec, str]]
+    """A table that has the feature, and the field whose ids it is."""
     names: list[list[str]]
 
     @staticmethod
     def of(specs: list[TableSpec]) -> "_Lookup":
         names = get_embedding_names_by_table([_bag_config(spec) for spec in specs])
-        return _Lookup(specs, list(dict.fromkeys(feature for spec in specs for feature in spec.features)), names)
+        features = {
+            feature: (spec, field) for spec in specs for feature, field in zip(spec.features, spec.readers, strict=True)
+        }
+        return _Lookup(specs, features, names)
 
 
 def _keys(specs: Iterable[TableSpec]) -> tuple[Key, ...]:
@@ -519,14 +564,6 @@ def _positions(index: str) -> Tensor:
 
 def _columns(id_BC: Tensor, columns: list[int]) -> Tensor:
     return id_BC if columns == list(range(id_BC.shape[1])) else id_BC[:, columns]
-
-
-def _mask(ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    return torch.arange(ids_BT.shape[1], device=ids_BT.device) < lengths_B[:, None]
-
-
-def _valid(batch: Batch, masks: Mapping[str, Tensor], name: str) -> Tensor:
-    return batch.sequences[name][masks[name]]
 
 
 def in_groups(x_ND: Tensor, mask_BT: Tensor) -> Steps | StepGroups:
