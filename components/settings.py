@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.dataset import Url
 from trainer.methods.settings import (
     AMEIRSettings,
+    AutoCTRSettings,
     AutoDimSettings,
     AutoDisSettings,
     AutoFISSettings,
@@ -23,7 +24,18 @@ from trainer.methods.settings import (
 from trainer.settings import TrainSettings, TuneSettings
 
 Method = Literal[
-    "autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "ameir", "field_dims", "mde", "none"
+    "autorec",
+    "autofis",
+    "autodim",
+    "autodis",
+    "autogroup",
+    "nis",
+    "esapn",
+    "ameir",
+    "autoctr",
+    "field_dims",
+    "mde",
+    "none",
 ]
 Sampler = Literal["random", "greedy", "bayesian", "grid"]
 Metric = Literal[
@@ -63,6 +75,7 @@ class SearchSpec(BaseModel):
     ameir: AMEIRSettings = Field(
         default=AMEIRSettings(), description="the method ameir: histories, products and layers, one after the other"
     )
+    autoctr: AutoCTRSettings = Field(default=AutoCTRSettings(), description="the method autoctr: blocks wired freely")
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

@@ -22,6 +22,7 @@ from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
+from trainer.shapes import count
 from trainer.space import Label, Params, choices, digest, fill_params
 from trainer.storage import BEAT, StudyStorage
 
@@ -90,6 +91,7 @@ class Study:
             self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
+        self._flops: dict[str, int] = {}
         self._ahead: Proposal | None = None
         """The last proposal made, perhaps of a trial that is still to be recorded."""
         self._mine: set[int] = set()
@@ -248,10 +250,17 @@ class Study:
                 hash=trial.user_attrs["hash"],
                 finished=trial.number <= number - self._lag,
                 value=trial.value if trial.number <= number - self._lag else None,
+                flops=self._multiply_adds(trial),
             )
             for trial in self._all()[:number]
             if "duplicate_of" not in trial.user_attrs
         ]
+
+    def _multiply_adds(self, trial: FrozenTrial) -> int:
+        model = self._found(trial)
+        if model.hash not in self._flops:
+            self._flops[model.hash] = count(model.architecture).flops
+        return self._flops[model.hash]
 
     def _record(self, proposal: Proposal) -> None:
         """Write the trial by one line of a journal or one transaction: after a kill it is there whole or not at all."""

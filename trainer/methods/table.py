@@ -85,6 +85,12 @@ def _ameir() -> Method:
     return Method(ameir.space, ameir.plan, ameir.AMEIR, staged.search)
 
 
+def _autoctr() -> Method:
+    from trainer.methods import autoctr
+
+    return Method(autoctr.space)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -122,6 +128,7 @@ METHODS = _Table(
     nis=_nis,
     esapn=_esapn,
     ameir=_ameir,
+    autoctr=_autoctr,
     field_dims=_field_dims,
     mde=_mde,
 )
