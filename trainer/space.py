@@ -222,7 +222,7 @@ def _read(written: Mapping[str, Any], path: str) -> Choice:
     if not options:
         raise UserError(f"choice '{name}' has no options: list at least one under '?'")
     labels = tuple(written.get("labels", map(_label, options)))
-    if len(set(map(json.dumps, labels))) != len(options):
+    if len({(type(label), label) for label in labels}) != len(options):  # 1, 1.0 and True are three
         raise UserError(f"choice '{name}': options look alike in trials; write one distinct label each under 'labels'")
     default = list(written.get("labels", options)).index(written["default"]) if "default" in written else 0
     return Choice(name, labels, default, written.get("group", name.rpartition(".")[0] or name))
