@@ -21,7 +21,7 @@ from trainer.methods.settings import (
     MDESettings,
     NISSettings,
 )
-from trainer.settings import TrainSettings, TuneSettings
+from trainer.settings import FidelitySettings, TrainSettings, TuneSettings
 
 Method = Literal[
     "autorec",
@@ -37,7 +37,7 @@ Method = Literal[
     "mde",
     "none",
 ]
-Sampler = Literal["random", "greedy", "bayesian", "grid"]
+Sampler = Literal["random", "greedy", "bayesian", "grid", "evolution", "unguided_evolution", "nsga2"]
 Metric = Literal[
     "auc",
     "logloss",
@@ -65,6 +65,9 @@ class SearchSpec(BaseModel):
     seed: int = Field(default=2026, ge=0, description="of the sampler and of every training")
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
     tune: TuneSettings = Field(default=TuneSettings(), description="training settings tried beside the architecture")
+    fidelity: FidelitySettings = Field(
+        default=FidelitySettings(), description="rows and tables of trials, for methods whose trial is one training"
+    )
     autorec: AutoRecSettings = Field(default=AutoRecSettings(), description="search space of the method autorec")
     autofis: AutoFISSettings = Field(default=AutoFISSettings(), description="the method autofis: pairs of fields")
     autodim: AutoDimSettings = Field(default=AutoDimSettings(), description="the method autodim: widths by gradient")

@@ -16,7 +16,7 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
-from trainer.methods.settings import TASKS, BackboneSettings
+from trainer.methods.settings import TASKS, TRAINED, BackboneSettings
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -163,6 +163,9 @@ def _wrong_method(spec: PipelineSpec) -> list[Problem]:
         able = [name for name, tasks in TASKS.items() if task in tasks]
         message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'none'])}"
         return [Problem(("spec", "search", "method"), message)]
+    if method not in TRAINED and not spec.search.fidelity.full:
+        message = f"{method} is no method whose trial is one training; leave it out, or search {' or '.join(TRAINED)}"
+        return [Problem(("spec", "search", "fidelity"), message)]
     settings = getattr(spec.search, method, None)
     if not isinstance(settings, BackboneSettings):
         return []

@@ -92,7 +92,8 @@ def run_studies(
                 name = f"{study.name}-{trial.number}"
                 running[name] = (study, trial)
                 candidate = trial.candidate.to_dict()
-                return Job(name, dataset, candidate, seed, checkpoints / name, thresholds=trial.thresholds)
+                thresholds, fidelity = trial.thresholds, study.fidelity
+                return Job(name, dataset, candidate, seed, checkpoints / name, thresholds=thresholds, fidelity=fidelity)
             waiting = waiting or trial == WAIT
         return WAIT if waiting else None
 

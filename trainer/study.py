@@ -22,6 +22,7 @@ from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
+from trainer.settings import FidelitySettings
 from trainer.shapes import count
 from trainer.space import Label, Params, choices, digest, fill_params
 from trainer.storage import BEAT, StudyStorage
@@ -65,8 +66,8 @@ class Study:
     """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`).
 
     `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
-    `key` is the study's name in the storage, `name` if not set.
-    Raises UserError if the storage already holds a study of this name with another space, sampler or seed.
+    `key` is the study's name in the storage, `name` if not set. `fidelity`: of trials that are less than a training.
+    Raises UserError if the storage already holds a study of this name with another space, sampler, seed or fidelity.
     """
 
     def __init__(
@@ -81,14 +82,18 @@ class Study:
         lag: int,
         seed: int,
         prune: bool = True,
+        fidelity: FidelitySettings | None = None,
     ) -> None:
         self.name, self._key, self._store = name, key or name, storage
         self._space, self._sampler, self.trials, self._lag, self._seed = space, sampler, trials, lag, seed
-        self._prune = prune
+        self._prune, self.fidelity = prune, fidelity
         self._choices = choices(space)
         self._storage = storage.optuna
         with storage.lock(self._key):
-            self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed})
+            facts = {"space": digest(space), "sampler": sampler, "seed": seed}
+            # `sample` is not of this study.
+            lowered = fidelity.model_dump(exclude={"sample"}) if fidelity else None
+            self._id = self._open(facts | {"fidelity": lowered})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
         self._flops: dict[str, int] = {}

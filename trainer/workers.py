@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.candidate import Candidate
 from trainer.errors import UserError, disk_errors
 from trainer.schema import DatasetSchema
-from trainer.settings import SAVE_SECONDS
+from trainer.settings import SAVE_SECONDS, FidelitySettings
 
 if TYPE_CHECKING:
     from trainer.data import Table
@@ -53,6 +53,8 @@ class Job:
     weights: Path | None = None
     thresholds: tuple[float, ...] = ()
     save_seconds: float = SAVE_SECONDS
+    fidelity: FidelitySettings | None = None
+    """Of a trial that is less than a whole training; there is no supernet then."""
 
 
 @dataclass(frozen=True)
@@ -266,11 +268,21 @@ def _tables(dataset: Path) -> "tuple[DatasetSchema, Table, Table]":
     return schema, load(dataset, "train", schema, process), load(dataset, "valid", schema, process)
 
 
+@cache
+def _lowered(dataset: Path, fidelity: FidelitySettings, seed: int) -> "tuple[Table, Table]":
+    """Training and validation rows of trials at low fidelity."""
+    from trainer.fidelity import hashed, share
+
+    _, train, valid = _tables(dataset)
+    return hashed(share(train, fidelity, seed), fidelity), hashed(valid, fidelity)
+
+
 def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     """Do a job in this process; under torchrun every process of the group calls this alike."""
     from trainer.architecture import Architecture
     from trainer.build import build
     from trainer.checkpoint import save_weights
+    from trainer.fidelity import reduced
     from trainer.fit import Diverged, EpochRecord, fit
     from trainer.processes import rank_and_world
     from trainer.sharding import placed
@@ -290,6 +302,9 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     try:
         found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
         architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
+        if job.fidelity is not None:
+            architecture = reduced(architecture, job.fidelity)
+            train, valid = _lowered(job.dataset, job.fidelity, job.seed)
         built = build(
             architecture,
             label_mean=schema.label_mean,

@@ -198,6 +198,14 @@ def test_a_file_of_next_items_needs_little(tmp_path: Path) -> None:
     assert load(file, ("dataset.format=movielens", "dataset.label.threshold=4")).spec.dataset.label.threshold == 4
 
 
+def test_low_fidelity_is_for_methods_whose_trial_is_one_training(tmp_path: Path) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text(NEXT.replace("method: none", "method: ameir, fidelity: {rows: 0.5}"))
+
+    with pytest.raises(SpecError, match=r":6: spec.search.fidelity: ameir is no method whose trial is one training"):
+        load(file)
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ("none", "ameir")])
 def test_most_methods_search_no_next_items(tmp_path: Path, method: str) -> None:
     file = tmp_path / "next.yaml"

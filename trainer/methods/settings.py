@@ -36,6 +36,10 @@ TASKS: dict[str, tuple[Task, ...]] = {
 """What the models that each method finds can predict."""
 
 
+TRAINED = ["autorec", "autoctr", "field_dims", "mde"]
+"""Methods whose trial is one training."""
+
+
 class BackboneSettings(BaseModel):
     """What a method needs that opens a hand-made model. Its own choices (widths, layers) are searched as well."""
 
