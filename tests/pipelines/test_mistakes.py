@@ -56,7 +56,8 @@ CASES = [
         "sampler: bayes",
         "trials: 20",
         13,
-        "'bayes' is not one of random, greedy, bayesian, grid; did you mean 'bayesian'?",
+        "'bayes' is not one of random, greedy, bayesian, grid, evolution, unguided_evolution, nsga2;"
+        " did you mean 'bayesian'?",
     ),
     ("format: movie", "format: movielens", 8, "'movie' is not one of movielens, netflix"),
     ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating, next_item; did you mean 'rating'?"),
