@@ -181,7 +181,11 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: 
         method, own = METHODS[spec.method], getattr(spec, spec.method)
         supernet = method.plan(own) if method.plan else None
         fidelity = None if spec.fidelity.full else spec.fidelity
-        studies.append(study(spec.method, method.space(schema, own), spec.trials, supernet, fidelity=fidelity))
+        studies.append(
+            study(
+                spec.method, method.space(schema, own), spec.trials, supernet, fidelity=fidelity, inherit=spec.inherit
+            )
+        )
     for name in train.baselines:
         settings = train.baseline(name)
         template = pinned(zoo.template(name, schema), settings.choices)

@@ -68,6 +68,9 @@ class SearchSpec(BaseModel):
     fidelity: FidelitySettings = Field(
         default=FidelitySettings(), description="rows and tables of trials, for methods whose trial is one training"
     )
+    inherit: bool = Field(
+        default=False, description="begin the tables of a trial with those of the best one before it; same methods"
+    )
     autorec: AutoRecSettings = Field(default=AutoRecSettings(), description="search space of the method autorec")
     autofis: AutoFISSettings = Field(default=AutoFISSettings(), description="the method autofis: pairs of fields")
     autodim: AutoDimSettings = Field(default=AutoDimSettings(), description="the method autodim: widths by gradient")

@@ -156,6 +156,10 @@ SPEC: Rules = (
         f"search.fidelity: is for methods whose trial is one training: {', '.join(TRAINED)}",
     ),
     (
+        f"self.search.method in {TRAINED} || !self.search.inherit",
+        f"search.inherit: is for methods whose trial is one training: {', '.join(TRAINED)}",
+    ),
+    (
         "self.search.method == 'none' || self.train.candidates <= self.search.trials",
         "train.candidates: more candidates than search.trials cannot come out of the search",
     ),

@@ -163,9 +163,10 @@ def _wrong_method(spec: PipelineSpec) -> list[Problem]:
         able = [name for name, tasks in TASKS.items() if task in tasks]
         message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'none'])}"
         return [Problem(("spec", "search", "method"), message)]
-    if method not in TRAINED and not spec.search.fidelity.full:
-        message = f"{method} is no method whose trial is one training; leave it out, or search {' or '.join(TRAINED)}"
-        return [Problem(("spec", "search", "fidelity"), message)]
+    for key, set_ in {"fidelity": not spec.search.fidelity.full, "inherit": spec.search.inherit}.items():
+        if method not in TRAINED and set_:
+            message = f"{method} is no method whose trial is one training; leave it out, or search"
+            return [Problem(("spec", "search", key), f"{message} {' or '.join(TRAINED)}")]
     settings = getattr(spec.search, method, None)
     if not isinstance(settings, BackboneSettings):
         return []

@@ -55,6 +55,10 @@ class Job:
     save_seconds: float = SAVE_SECONDS
     fidelity: FidelitySettings | None = None
     """Of a trial that is less than a whole training; there is no supernet then."""
+    parent: Path | None = None
+    """A file of tables to begin with."""
+    tables: Path | None = None
+    """Where tables go for trials that begin with them, unless the training is stopped as hopeless."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,7 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     from trainer.checkpoint import save_weights
     from trainer.fidelity import reduced
     from trainer.fit import Diverged, EpochRecord, fit
+    from trainer.inheritance import inherit, save_tables
     from trainer.processes import rank_and_world
     from trainer.sharding import placed
 
@@ -313,6 +318,8 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
             empty_tables=rank_and_world()[1] > 1,
         )
         model = placed(built, settings)
+        if job.parent is not None:
+            inherit(model, job.parent)
         result = fit(
             model,
             train,
@@ -329,6 +336,8 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     if job.weights is not None:
         job.weights.parent.mkdir(parents=True, exist_ok=True)
         save_weights(model, job.weights)
+    if job.tables is not None and result.stopped != "pruned":
+        save_tables(model, job.tables)
     best = result.history[result.best_epoch]
     return Outcome(
         key=job.key,

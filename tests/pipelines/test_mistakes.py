@@ -199,11 +199,12 @@ def test_a_file_of_next_items_needs_little(tmp_path: Path) -> None:
     assert load(file, ("dataset.format=movielens", "dataset.label.threshold=4")).spec.dataset.label.threshold == 4
 
 
-def test_low_fidelity_is_for_methods_whose_trial_is_one_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("key", "value"), [("fidelity", "{rows: 0.5}"), ("inherit", "true")])
+def test_cheaper_trials_are_for_methods_whose_trial_is_one_training(tmp_path: Path, key: str, value: str) -> None:
     file = tmp_path / "next.yaml"
-    file.write_text(NEXT.replace("method: none", "method: ameir, fidelity: {rows: 0.5}"))
+    file.write_text(NEXT.replace("method: none", f"method: ameir, {key}: {value}"))
 
-    with pytest.raises(SpecError, match=r":6: spec.search.fidelity: ameir is no method whose trial is one training"):
+    with pytest.raises(SpecError, match=rf":6: spec.search.{key}: ameir is no method whose trial is one training"):
         load(file)
 
 

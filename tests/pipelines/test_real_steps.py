@@ -208,6 +208,7 @@ spec:
     trials: 5
     workers: 2
     fidelity: {rows: 0.5, hash: 30, sample: 3}
+    inherit: true
     autoctr: {blocks: 3, units: [8, 16], dims: [4]}
   train: {candidates: 2, seeds: 1, batch_size: 512, epochs: 3}
 """
