@@ -11,6 +11,7 @@ goes on where it stood when it is given again.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +94,8 @@ def best_table(reports: Mapping[str, Sequence[Report]], budget: int) -> list[str
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not all(map(math.isfinite, values)):  # no trial fits into the budget
+        return "–"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
