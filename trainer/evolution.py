@@ -6,7 +6,6 @@ proposed from all that is known when a worker is free.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import islice
 from math import comb, inf
 from random import Random
 from typing import Any
@@ -136,7 +135,7 @@ class EvolutionSampler(BaseSampler):
     def _mutants(self, parent: Params, known: Collection[str], wanted: int) -> list[Params]:
         """So many that differ from each other and from all that is known, as far as there are."""
         new: dict[str, Params] = {}
-        for _ in islice(iter(int, 1), REDRAWS * MUTANTS):
+        for _ in range(REDRAWS * MUTANTS):
             if len(new) == wanted:
                 break
             drawn = mutant(self._space, self._choices, parent, self._random)

@@ -58,6 +58,8 @@ def scores(
     encoding: Encoding, past: Sequence[Params], losses: Sequence[float], points: Sequence[Params], seed: int
 ) -> npt.NDArray[np.float64]:
     """What is expected of `points`, more is better, after `past` with its losses (inf: failed), oldest first."""
+    # Before LightGBM, which needs libgomp.so.1 and brings none; a bare machine has only torch's.
+    import torch  # noqa: F401, I001
     import lightgbm
 
     vector_NC = np.array([encoding(params) for params in past], dtype=np.float64)

@@ -96,7 +96,7 @@ def test_a_study_is_not_continued_at_another_fidelity(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_10_a_tenth_of_the_rows_ranks_architectures_as_all_do() -> None:
     """Twenty random ones."""
-    train, valid = opened.table(4000), opened.table(800, seed=1)
+    train, valid = opened.table(2000), opened.table(400, seed=1)
     space, random = candidates(train.schema, blocks=3, units=[2, 8], dims=[4]), Random(4)
     drawn = [Candidate.from_dict(fill(space, lambda choice: random.randrange(len(choice.labels)))) for _ in range(20)]
 
