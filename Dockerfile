@@ -28,7 +28,7 @@ COPY components /opt/dalil/components
 COPY trainer /opt/dalil/trainer
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/dalil HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m compileall -q /opt/dalil \
- && python -c 'import components.shipping, mlflow.pyfunc, pipelines.operator, torchrec, trainer.fit'
+ && python -c 'import components.shipping, mlflow.pyfunc, pipelines.operator, torchrec, trainer.fit, lightgbm'
 USER 10001:10001
 WORKDIR /tmp
 CMD ["python", "-m", "pipelines.cli", "--help"]

@@ -114,49 +114,54 @@ class Model:
 
     name: str
     origin: str
-    parameters: int
+    cost: int
     mean: float
     std: float
     pareto: bool
 
 
-def quality(models: Sequence[Model], metric: str, lower_is_better: bool) -> str:
-    """A metric against the number of parameters (log scale), with one standard deviation and the Pareto front."""
+def quality(models: Sequence[Model], metric: str, lower_is_better: bool, cost: str = "parameters") -> str:
+    """A metric against what the models cost (log scale), with one standard deviation and the Pareto front."""
     ends = [model.mean + sign * model.std for model in models for sign in (-1, 1)]
     y = Axis(*_span(ends), HEIGHT - BOTTOM, TOP)
-    sizes = [max(model.parameters, 1) for model in models]
+    sizes = [max(model.cost, 1) for model in models]
     x = Axis(min(sizes) / 1.6, max(sizes) * 1.6, LEFT, WIDTH - RIGHT, log=True)
-    front = sorted((model for model in models if model.pareto), key=lambda model: model.parameters)
-    marks = [_front_line(front, x, y)] + [_model_mark(model, x, y) for model in models] + _names(models, x, y)
-    frame = _frame(x, y, "parameters", metric, _count, _digits(y))
+    front = sorted((model for model in models if model.pareto), key=lambda model: model.cost)
+    marks = [_front_line(front, x, y)] + [_model_mark(model, cost, x, y) for model in models] + _names(models, x, y)
+    frame = _frame(x, y, cost, metric, _count, _digits(y))
     better = "lower" if lower_is_better else "higher"
-    text = f"{metric} ({better} is better) against parameters. On the Pareto front: " + ", ".join(
-        f"{model.name} ({model.mean:.4f}, {model.parameters:,} parameters)" for model in front
+    text = f"{metric} ({better} is better) against {cost}. On the Pareto front: " + ", ".join(
+        f"{model.name} ({model.mean:.4f}, {model.cost:,} {cost})" for model in front
     )
     return _figure(text, frame + "".join(marks))
 
 
 def _front_line(front: Sequence[Model], x: Axis, y: Axis) -> str:
-    points = [(x.at(max(model.parameters, 1)), y.at(model.mean)) for model in front]
+    points = [(x.at(max(model.cost, 1)), y.at(model.mean)) for model in front]
     path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
     path += "".join(f"H{px:.1f}V{py:.1f}" for px, py in points[1:]) + f"H{x.end}"
     return f'<path class="front" d="{path}"/>'
 
 
-def _model_mark(model: Model, x: Axis, y: Axis) -> str:
-    px, colour = x.at(max(model.parameters, 1)), "c0" if model.origin == "found" else "c1"
+def _model_mark(model: Model, cost: str, x: Axis, y: Axis) -> str:
+    px, colour = x.at(max(model.cost, 1)), "c0" if model.origin == "found" else "c1"
     low, high = y.at(model.mean - model.std), y.at(model.mean + model.std)
     bar = f'<path class="error {colour}" d="M{px:.1f} {low:.1f}V{high:.1f}"/>' if model.std else ""
-    hint = f"{model.name}: {model.mean:.5f} ± {model.std:.5f}, {model.parameters:,} parameters"
+    hint = f"{model.name}: {model.mean:.5f} ± {model.std:.5f}, {model.cost:,} {cost}"
     return bar + _dot(px, y.at(model.mean), colour, hint)
 
 
 def _names(models: Sequence[Model], x: Axis, y: Axis) -> list[str]:
-    """Each name at the first of a few places around its point where it covers no point and no other name."""
-    points = [(x.at(max(model.parameters, 1)), y.at(model.mean)) for model in models]
+    """Each name at the first of a few places around its point where it covers no point and no other name.
+
+    Of many models only those on the front are named.
+    """
+    points = [(x.at(max(model.cost, 1)), y.at(model.mean)) for model in models]
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in points]
     texts = []
     for model, (px, py) in zip(models, points, strict=True):
+        if len(models) > MOST_NAMES and not model.pareto:
+            continue
         width = 6.8 * len(model.name)
         places = [(px + dx, py + dy, width) for dy in _OFFSETS for dx in (10, -10 - width)]
         inside = [
@@ -168,6 +173,7 @@ def _names(models: Sequence[Model], x: Axis, y: Axis) -> list[str]:
     return texts
 
 
+MOST_NAMES = 16
 _OFFSETS = (0, -10, 10, -20, 20, -32, 32, -44, 44)
 
 

@@ -201,11 +201,25 @@ def _history(facts: Facts) -> str:
 
 
 def _trade_off(facts: Facts, measure: str) -> str:
-    """What the trials of the search led to, if these are models of several sizes."""
+    """What the trials of the search led to, against each cost in which these models differ."""
     method = facts["search"]["method"]
     trials = [trial for trial in facts["trials"] if trial["study"] == method and trial["state"] == "complete"]
-    places = [(_trial_size(trial), trial["value"]) for trial in trials]
-    if len({size for size, _ in places}) < 2:
+    sizes, multiply_adds = [_trial_size(trial) for trial in trials], [int(trial["flops"]) for trial in trials]
+    pictures = [
+        _trade_off_against(trials, sizes, "size", "parameters", measure),
+        _trade_off_against(trials, multiply_adds, "multiply-adds", "multiply-adds", measure),
+    ]
+    if not any(pictures):
+        return ""
+    return (
+        f"{''.join(pictures)}<p>Numbers are those of the trials of {escape(method)}, the dashed lines are the Pareto"
+        " fronts.</p>"
+    )
+
+
+def _trade_off_against(trials: Sequence[Facts], costs: Sequence[int], title: str, cost: str, measure: str) -> str:
+    places = [(price, trial["value"]) for price, trial in zip(costs, trials, strict=True)]
+    if len(set(costs)) < 2:
         return ""
     models = [
         plots.Model(
@@ -217,11 +231,8 @@ def _trade_off(facts: Facts, measure: str) -> str:
         )
         for trial, place in zip(trials, places, strict=True)
     ]
-    picture = plots.quality(models, f"validation {measure}", lower_is_better=True)
-    return (
-        f"<h3>Quality against size of what the trials of {escape(method)} led to</h3>"
-        f"<p>Numbers are those of the trials, the dashed line is the Pareto front.</p>{picture}"
-    )
+    picture = plots.quality(models, f"validation {measure}", lower_is_better=True, cost=cost)
+    return f"<h3>Quality against {title} of what the trials led to</h3>{picture}"
 
 
 def _trial_size(trial: Facts) -> int:

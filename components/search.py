@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import polars as pl
@@ -84,10 +85,10 @@ def search(
         )
 
     run(studies)
-    sample = _sample_study(studies[0], opener)
+    sample = _sample(studies[0], opener)
     if sample is not None:
-        watcher.studies = [*studies, sample]
-        run([sample])
+        watcher.studies = [*studies, sample.study]
+        run([sample.study])
     if part == TRIALS:
         return
     chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
@@ -156,6 +157,10 @@ class _Opener:
         self.folder.mkdir(exist_ok=True)
         self.database = Database(shared.url) if shared else None
 
+    def whole(self, study: Study, space: dict[str, Any], trials: int) -> Study:
+        """Whole trainings beside `study` of all that `space` has."""
+        return self.open(f"{study.name}-sample", space, trials, sampler="grid", prune=False)
+
     def open(self, name: str, space: dict[str, Any], trials: int, **changes: Any) -> Study:
         spec, prefix = self.spec, f"{self.shared.prefix}/" if self.shared else ""
         settings = {"sampler": spec.sampler, "seed": spec.seed, "prune": spec.prune, "lag": 2 * spec.workers - 1}
@@ -166,14 +171,21 @@ class _Opener:
 def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener) -> list[Study]:
     """The method's study first, then one for each baseline."""
 
-    def study(name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None) -> Study:
-        return opener.open(name, candidate_space(template, train.settings(), spec.tune, supernet), trials)
+    def study(
+        name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None, **others: Any
+    ) -> Study:
+        return opener.open(name, candidate_space(template, train.settings(), spec.tune, supernet), trials, **others)
 
     studies = []
     if spec.method != "none":
         method, own = METHODS[spec.method], getattr(spec, spec.method)
         supernet = method.plan(own) if method.plan else None
-        studies.append(study(spec.method, method.space(schema, own), spec.trials, supernet))
+        fidelity = None if spec.fidelity.full else spec.fidelity
+        studies.append(
+            study(
+                spec.method, method.space(schema, own), spec.trials, supernet, fidelity=fidelity, inherit=spec.inherit
+            )
+        )
     for name in train.baselines:
         settings = train.baseline(name)
         template = pinned(zoo.template(name, schema), settings.choices)
@@ -183,8 +195,20 @@ def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: 
     return studies
 
 
-def _sample_study(study: Study, opener: _Opener) -> Study | None:
-    """Trainings from scratch of the choices that the best trial's supernet has scored, if it has."""
+@dataclass(frozen=True)
+class _Sample:
+    """Trainings from scratch of what was scored in a cheaper way: trial n of `study` has `scores[n]`."""
+
+    study: Study
+    scores: list[float]
+    title: str
+    cheap: str
+
+
+def _sample(study: Study, opener: _Opener) -> _Sample | None:
+    """Of trials that are less than a training; else of what the best trial's supernet has scored, if it has."""
+    if study.fidelity is not None:
+        return _sample_of_trials(study, study.fidelity.sample, opener)
     best = study.best()
     sample = best[0].attrs.get("found", {}).get("sample") if best else None
     if not sample:
@@ -195,7 +219,20 @@ def _sample_study(study: Study, opener: _Opener) -> Study | None:
         "training": best[0].found.training.model_dump(),
         "supernet": None,
     }
-    return opener.open(f"{study.name}-sample", space, len(sample), sampler="grid", prune=False)
+    scores = [one["score"] for one in sample]
+    return _Sample(opener.whole(study, space, len(sample)), scores, "the supernet", "with shared weights")
+
+
+def _sample_of_trials(study: Study, size: int, opener: _Opener) -> _Sample | None:
+    """Of `size` trials drawn blindly from those that came to their end."""
+    ended = [record for record in study.records() if record.state == "complete"]
+    drawn = sorted(Random(opener.spec.seed).sample(ended, min(size, len(ended))), key=lambda record: record.number)
+    if not drawn:
+        return None
+    candidates = [record.candidate.to_dict() for record in drawn]
+    space = choice("trial", candidates, labels=[record.number for record in drawn])
+    scores = [record.value for record in drawn if record.value is not None]
+    return _Sample(opener.whole(study, space, len(drawn)), scores, "low fidelity", "at low fidelity")
 
 
 def _chosen(study: Study, spec: SearchSpec, train: TrainSpec) -> Iterator[dict[str, Any]]:
@@ -223,31 +260,32 @@ def _cost(study: Study) -> dict[str, float]:
     return {"trials": len(records), "seconds": seconds, "samples": sum(record.samples for record in records)}
 
 
-def _facts(study: Study, spec: SearchSpec, sample: Study | None) -> dict[str, Any]:
+def _facts(study: Study, spec: SearchSpec, sample: _Sample | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"method": spec.method, "sampler": spec.sampler, **_cost(study)}
+    if sample:
+        facts["figures"] = [_ranks(sample)]
     best = study.best()
     if best and best[0].candidate.supernet is not None:
         facts["found"] = f"{study.name}-1"
         facts["backbone"] = best[0].candidate.architecture.to_dict()
-        found = best[0].attrs["found"]
-        facts["figures"] = [*found["figures"], *([_ranks(found["sample"], sample)] if sample else [])]
+        facts["figures"] = [*best[0].attrs["found"]["figures"], *facts.get("figures", [])]
     return facts
 
 
-def _ranks(scored: list[dict[str, Any]], sample: Study) -> figures.Figure:
-    """Do the supernet's scores rank architectures as trainings from scratch do?"""
+def _ranks(sample: _Sample) -> figures.Figure:
+    """Do the cheaper scores rank architectures as trainings from scratch do?"""
     points = [
-        (f"{count(record.found.architecture).total:,} parameters", scored[record.number]["score"], record.value)
-        for record in sample.records()  # of a grid: trial n is choice n
+        (f"{count(record.found.architecture).total:,} parameters", sample.scores[record.number], record.value)
+        for record in sample.study.records()  # of a grid: trial n is choice n
         if record.value is not None
     ]
-    seconds = sum(record.seconds for record in sample.records())
-    note = f"{len(points)} blind choices: validation loss with shared weights, and after training from scratch."
+    seconds = sum(record.seconds for record in sample.study.records())
+    note = f"{len(points)} blind choices: validation loss {sample.cheap}, and after training from scratch."
     note += f" These trainings took {seconds:.0f} s beside the search."
     if len(points) > 2:
         _, x, y = zip(*points, strict=True)
         note += f" Rank correlation: Spearman {spearmanr(x, y)[0]:.2f}, Kendall {kendalltau(x, y)[0]:.2f}."
-    return figures.scatter("Can the supernet be trusted?", note, "with shared weights", "trained from scratch", points)
+    return figures.scatter(f"Can {sample.title} be trusted?", note, sample.cheap, "trained from scratch", points)
 
 
 def _trials(studies: list[Study]) -> pl.DataFrame:

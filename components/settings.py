@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.dataset import Url
 from trainer.methods.settings import (
     AMEIRSettings,
+    AutoCTRSettings,
     AutoDimSettings,
     AutoDisSettings,
     AutoFISSettings,
@@ -21,7 +22,7 @@ from trainer.methods.settings import (
     MDESettings,
     NISSettings,
 )
-from trainer.settings import TrainSettings, TuneSettings
+from trainer.settings import FidelitySettings, TrainSettings, TuneSettings
 
 Method = Literal[
     "autorec",
@@ -33,11 +34,12 @@ Method = Literal[
     "esapn",
     "ameir",
     "ihas",
+    "autoctr",
     "field_dims",
     "mde",
     "none",
 ]
-Sampler = Literal["random", "greedy", "bayesian", "grid"]
+Sampler = Literal["random", "greedy", "bayesian", "grid", "evolution", "unguided_evolution", "nsga2"]
 Metric = Literal[
     "auc",
     "logloss",
@@ -65,6 +67,12 @@ class SearchSpec(BaseModel):
     seed: int = Field(default=2026, ge=0, description="of the sampler and of every training")
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
     tune: TuneSettings = Field(default=TuneSettings(), description="training settings tried beside the architecture")
+    fidelity: FidelitySettings = Field(
+        default=FidelitySettings(), description="rows and tables of trials, for methods whose trial is one training"
+    )
+    inherit: bool = Field(
+        default=False, description="begin the tables of a trial with those of the best one before it; same methods"
+    )
     autorec: AutoRecSettings = Field(default=AutoRecSettings(), description="search space of the method autorec")
     autofis: AutoFISSettings = Field(default=AutoFISSettings(), description="the method autofis: pairs of fields")
     autodim: AutoDimSettings = Field(default=AutoDimSettings(), description="the method autodim: widths by gradient")
@@ -78,6 +86,7 @@ class SearchSpec(BaseModel):
     ihas: IHASSettings = Field(
         default=IHASSettings(), description="the method ihas: groups of rows, each with a model of its own size"
     )
+    autoctr: AutoCTRSettings = Field(default=AutoCTRSettings(), description="the method autoctr: blocks wired freely")
     field_dims: FieldDimsSettings = Field(
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )

@@ -13,7 +13,7 @@ from pipelines.schema import structural_schema
 from pipelines.spec import METRICS, NAME_LENGTH
 from pipelines.status import GROUP, PLURAL, VERSION
 from trainer import zoo
-from trainer.methods.settings import TASKS, BackboneSettings
+from trainer.methods.settings import TASKS, TRAINED, BackboneSettings
 from trainer.schema import Task
 from trainer.settings import TrainSettings, TuneSettings
 
@@ -150,6 +150,14 @@ SPEC: Rules = (
     (
         "self.search.method != 'none' || size(self.train.baselines) > 0",
         "train.baselines: nothing to train: search.method is none; name at least one model of the zoo",
+    ),
+    (
+        f"self.search.method in {TRAINED} || (self.search.fidelity.rows == 1.0 && !has(self.search.fidelity.hash))",
+        f"search.fidelity: is for methods whose trial is one training: {', '.join(TRAINED)}",
+    ),
+    (
+        f"self.search.method in {TRAINED} || !self.search.inherit",
+        f"search.inherit: is for methods whose trial is one training: {', '.join(TRAINED)}",
     ),
     (
         "self.search.method == 'none' || self.train.candidates <= self.search.trials",

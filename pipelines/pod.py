@@ -157,6 +157,10 @@ def _folder(pipeline: SearchPipeline, step: str) -> Iterator[tuple[Path, Mirror 
         folder.mkdir(parents=True, exist_ok=True)
         yield folder, None
         return
+    if pipeline.spec.search.inherit:
+        # What one worker has written another would find too late.
+        message = "workers hand tables to each other on a volume, and the artefacts are in an object store"
+        raise UserError(f"spec.search.inherit: {message}; leave it out")
     folder = Path(os.environ["DALIL_SCRATCH"]) / name
     folder.mkdir(parents=True, exist_ok=True)
     run = f"tracking/{PIPELINE_FILE}"

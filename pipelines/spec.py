@@ -16,7 +16,7 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
-from trainer.methods.settings import TASKS, BackboneSettings, IHASSettings
+from trainer.methods.settings import TASKS, TRAINED, BackboneSettings, IHASSettings
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -163,6 +163,10 @@ def _wrong_method(spec: PipelineSpec) -> list[Problem]:
         able = [name for name, tasks in TASKS.items() if task in tasks]
         message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'none'])}"
         return [Problem(("spec", "search", "method"), message)]
+    for key, set_ in {"fidelity": not spec.search.fidelity.full, "inherit": spec.search.inherit}.items():
+        if method not in TRAINED and set_:
+            message = f"{method} is no method whose trial is one training; leave it out, or search"
+            return [Problem(("spec", "search", key), f"{message} {' or '.join(TRAINED)}")]
     settings = getattr(spec.search, method, None)
     if not isinstance(settings, BackboneSettings):
         return []

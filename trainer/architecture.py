@@ -37,6 +37,10 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
+UNREAD = "unread"
+"""Written as the one input of a head: all that no node reads."""
+
+
 class ArchitectureError(UserError):
     """A description that cannot be built. The message names the node, view or field that is wrong."""
 
@@ -476,7 +480,7 @@ class ValueHead(_Data):
 
     `linear`: all inputs flattened, through one linear map. `sum`: the inputs are added. There an F of width-1 fields
     (first-order weights) counts as the sum of its fields, and any other input wider than 1 passes its own bias-free
-    linear map to 1 first.
+    linear map to 1 first. `in: [unread]` stands for every view, field and node that no node reads.
     """
 
     mode: Literal["sum", "linear"]
@@ -539,7 +543,7 @@ class Architecture(_Data):
         Raises ArchitectureError for a wrong form, an unknown reference, or a node that uses one below it.
         """
         try:
-            architecture = Architecture.model_validate(data)
+            architecture = _with_unread(Architecture.model_validate(data))
         except ValidationError as error:
             raise ArchitectureError(_form_message(data, error)) from None
         _check_references(architecture)
@@ -690,6 +694,21 @@ def head_refs(architecture: Architecture) -> tuple[str, ...]:
     if isinstance(head, RoutedHead):
         return tuple(ref for part in head.parts for ref in part.inputs)
     return (*head.inputs, head.items) if isinstance(head, ItemsHead) else head.inputs
+
+
+def _with_unread(architecture: Architecture) -> Architecture:
+    """A head that reads `unread` reads what no node does."""
+    head = architecture.head
+    if not isinstance(head, ValueHead) or head.inputs != (UNREAD,):
+        return architecture
+    read = {ref for node in architecture.nodes for ref in node.inputs}
+    refs: list[str] = []
+    for name, view in architecture.views.items():
+        fields = [f"{name}.{field}" for field in view.encoders]
+        if name not in read:
+            refs += [ref for ref in fields if ref not in read] if read & set(fields) else [name]
+    refs += [node.id for node in architecture.nodes if node.id not in read]
+    return architecture.model_copy(update={"head": head.model_copy(update={"inputs": tuple(refs)})})
 
 
 # ---- what the head reaches ------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
-"""Which candidate a search tries next: random, greedy, Bayesian and all in turn (grid), behind one pure function.
+"""Which candidate a search tries next, by one of the samplers, behind one pure function.
 
 `propose` depends on nothing but its arguments: the same seed, number and past give the same candidate whenever and
 wherever it is asked. The past is told to Optuna in a study in memory that lives for one proposal.
 
-In that study every choice is an integer (its labels are numbers in order) or a category. A choice that a past trial did
-not meet counts there with its default, so that trials which differ only in the insides of options not taken are one
-point; a Gaussian process has no other way to see a conditional space (Optuna's would drop every conditional choice).
+In that study every choice is an integer or a category (`trainer.distributions`). Where a sampler needs points of one
+space (a Gaussian process, NSGA-II), a choice that a past trial did not meet counts with its default, so that trials
+which differ only in the insides of options not taken are one point; Optuna would drop every conditional choice.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GPSampler, RandomSampler
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from trainer.candidate import Candidate
-from trainer.space import Choice, Chooser, Params, choices, fill
+from trainer.distributions import asks, completed, observed, usual
+from trainer.evolution import POPULATION, EvolutionSampler
+from trainer.space import Choice, Chooser, Params, choices, fill, fill_params
 
-Sampler = Literal["random", "greedy", "bayesian", "grid"]
+Sampler = Literal["random", "greedy", "bayesian", "grid", "evolution", "unguided_evolution", "nsga2"]
 
 REDRAWS = 20
 """Random draws after which a proposal is accepted though it repeats an earlier one."""
@@ -42,6 +45,7 @@ class Past:
     """An earlier proposal, and its result as far as it may be known.
 
     `value` (less is better) is None for a failed trial and for one whose result is not known (`finished` is False).
+    `flops` are the multiply-adds of the model that it found.
     """
 
     number: int
@@ -49,6 +53,7 @@ class Past:
     hash: str
     finished: bool = False
     value: float | None = None
+    flops: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ def _draws(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[
     # A model that asks for a candidate again sees no better place than the best: look around that.
     if sampler == "greedy" or (sampler == "bayesian" and len(known) >= STARTUP):
         yield from _greedy_draws(space, rng_seed, known)
+    if sampler in ("evolution", "unguided_evolution"):
+        yield _evolved(space, rng_seed, past, guided=sampler == "evolution")
+    if sampler == "nsga2":
+        yield from _crossed(space, rng_seed, past)
     random = optuna.create_study(sampler=RandomSampler(rng_seed))
     for _ in range(REDRAWS):
         yield _asker(random)
@@ -123,9 +132,9 @@ def _greedy_draws(space: Any, rng_seed: int, known: Sequence[Past]) -> Iterator[
         return
     found = choices(space)
     best = min(known, key=lambda trial: (trial.value or 0.0, trial.number))
-    sampler = GreedySampler({name: choice.group for name, choice in found.items()}, _defaults(found), rng_seed)
+    sampler = GreedySampler({name: choice.group for name, choice in found.items()}, usual(found), rng_seed)
     study = optuna.create_study(sampler=sampler)
-    study.add_trial(_observed(best.params, found, best.value))
+    study.add_trial(observed(best.params, found, [best.value or 0.0]))
     for _ in range(GROUP_DRAWS * len({found[name].group for name in best.params})):
         yield _asker(study)
 
@@ -142,14 +151,62 @@ def _model_draw(space: Any, rng_seed: int, past: Sequence[Past], known: Sequence
     sampler = GPSampler(seed=rng_seed, n_startup_trials=1, warn_independent_sampling=False)
     study = optuna.create_study(sampler=sampler)
     for trial in past:
-        params = {name: trial.params.get(name, choice.default) for name, choice in modelled.items()}
         value = unknown[trial.finished] if trial.value is None else trial.value
-        study.add_trial(_observed(params, modelled, value))
+        study.add_trial(observed(completed(trial.params, modelled), modelled, [value]))
     asked = study.ask()
     with _one_thread():
         # Read for its effect: here Optuna fits the model and draws.
         asked.relative_params  # noqa: B018
-    return _asks(asked)
+    return asks(asked)
+
+
+def _evolved(space: Any, rng_seed: int, past: Sequence[Past], *, guided: bool) -> Chooser:
+    """The draw of AutoCTR's evolution; it depends on the results of finished trials, and repeats none of all."""
+    found = choices(space)
+    hashes = {_key(trial.params): trial.hash for trial in past}
+
+    def identity(params: Params) -> str:
+        key = _key(params)
+        if key not in hashes:
+            hashes[key] = Candidate.from_dict(fill_params(space, params)).hash
+        return hashes[key]
+
+    sampler = EvolutionSampler(space, rng_seed, guided=guided, identity=identity)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    for trial in past:
+        values = [] if trial.value is None else [trial.value, trial.flops]
+        state = TrialState.COMPLETE if values else TrialState.FAIL if trial.finished else TrialState.RUNNING
+        study.add_trial(observed(trial.params, found, values, state))
+    return _asker(study)
+
+
+def _key(params: Params) -> str:
+    return json.dumps(params, sort_keys=True)
+
+
+def _crossed(space: Any, rng_seed: int, past: Sequence[Past]) -> Iterator[Chooser]:
+    """Children of NSGA-II on value and multiply-adds, told the finished trials.
+
+    It keeps its generations in the trials that it was asked for. So the past is asked for again, each trial's choices
+    given: what finished in the order of the numbers, a population after the other, are its generations.
+    """
+    found = choices(space)
+    sampler = NSGAIISampler(population_size=POPULATION, seed=rng_seed)
+    study = optuna.create_study(sampler=sampler, directions=["minimize", "minimize"])
+    for trial in past:
+        if trial.finished:
+            study.enqueue_trial(completed(trial.params, found))
+            asked = study.ask()
+            # Read for its effect: here the sampler writes down the generation.
+            asked.relative_params  # noqa: B018
+            for choice in found.values():
+                asks(asked)(choice)
+            if trial.value is None:
+                study.tell(asked, state=TrialState.FAIL)
+            else:
+                study.tell(asked, [trial.value, trial.flops])
+    for _ in range(REDRAWS):
+        yield _asker(study)
 
 
 def _most_met(found: Mapping[str, Choice], past: Sequence[Past]) -> dict[str, Choice]:
@@ -162,39 +219,7 @@ def _most_met(found: Mapping[str, Choice], past: Sequence[Past]) -> dict[str, Ch
 
 def _asker(study: optuna.Study) -> Chooser:
     """One draw: a new trial of `study`, whose sampler answers for each choice."""
-    return _asks(study.ask())
-
-
-def _asks(trial: optuna.Trial) -> Chooser:
-    def choose(choice: Choice) -> int:
-        last = len(choice.labels) - 1
-        if _ordered(choice):
-            return trial.suggest_int(choice.name, 0, last)
-        return int(trial.suggest_categorical(choice.name, range(last + 1)))
-
-    return choose
-
-
-def _observed(params: Mapping[str, int], found: Mapping[str, Choice], value: float | None) -> FrozenTrial:
-    return create_trial(
-        params=dict(params),
-        distributions={name: _distribution(found[name]) for name in params},
-        value=value,
-    )
-
-
-def _distribution(choice: Choice) -> BaseDistribution:
-    last = len(choice.labels) - 1
-    return IntDistribution(0, last) if _ordered(choice) else CategoricalDistribution(range(last + 1))
-
-
-def _ordered(choice: Choice) -> bool:
-    numbers = [label for label in choice.labels if isinstance(label, int | float) and not isinstance(label, bool)]
-    return len(numbers) == len(choice.labels) and numbers in (sorted(numbers), sorted(numbers, reverse=True))
-
-
-def _defaults(found: Mapping[str, Choice]) -> Params:
-    return {name: choice.default for name, choice in found.items()}
+    return asks(study.ask())
 
 
 def _seed(seed: int, number: int) -> int:

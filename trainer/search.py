@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from trainer.candidate import candidate_space
 from trainer.errors import NoSpaceError
+from trainer.inheritance import keep
 from trainer.metrics import MAIN
 from trainer.propose import Sampler
 from trainer.schema import DatasetSchema
@@ -84,6 +85,9 @@ def run_studies(
     """
     running: dict[str, tuple[Study, Trial]] = {}
 
+    def tables(study: Study, number: int) -> Path:
+        return checkpoints / f"{study.name}-tables" / f"{number}.safetensors"
+
     def next_job() -> Job | Literal["wait"] | None:
         waiting = False
         for study in studies:
@@ -92,7 +96,17 @@ def run_studies(
                 name = f"{study.name}-{trial.number}"
                 running[name] = (study, trial)
                 candidate = trial.candidate.to_dict()
-                return Job(name, dataset, candidate, seed, checkpoints / name, thresholds=trial.thresholds)
+                return Job(
+                    name,
+                    dataset,
+                    candidate,
+                    seed,
+                    checkpoints / name,
+                    thresholds=trial.thresholds,
+                    fidelity=study.fidelity,
+                    parent=None if trial.parent is None else tables(study, trial.parent),
+                    tables=tables(study, trial.number) if study.inherit else None,
+                )
             waiting = waiting or trial == WAIT
         return WAIT if waiting else None
 
@@ -108,6 +122,8 @@ def run_studies(
             _finish(study, trial, message)
             del running[message.key]
             discard(checkpoints / message.key)
+            if study.inherit:
+                keep(tables(study, trial.number).parent, study.possible_parents())
             best = study.best()
             on_end(study, study.record(trial.number), message, bool(best) and best[0].number == trial.number)
 

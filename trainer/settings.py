@@ -39,6 +39,23 @@ class TrainSettings(BaseModel):
     precision: Precision = Field("auto", description="number format of the matrix products")
 
 
+class FidelitySettings(BaseModel):
+    """How much of a training a trial of the method is. What is found is trained on all rows with all categories."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: float = Field(1.0, gt=0, le=1, description="share of the training rows that trials see")
+    hash: int | None = Field(None, ge=2, description="most rows of a table in trials, which categories then share")
+    sample: int = Field(
+        8, ge=0, description="trials trained in full to see how far the others' values can be trusted; 0: none"
+    )
+
+    @property
+    def full(self) -> bool:
+        """Whether a trial is a whole training."""
+        return self.rows == 1 and self.hash is None
+
+
 class TuneSettings(BaseModel):
     """Values of training settings that a search tries, for found and hand-made models alike; [] keeps the set value."""
 

@@ -12,6 +12,14 @@ A space is any nesting of dicts and lists in which a dict with the key `?` is a 
 * `labels`: what trials show for the options; left out, the option itself, its `op` or `kind`, or its JSON.
 * `splice: true`: the choice is an item of a list and its options are lists whose items take its place.
 
+An item of a list may stand under a condition:
+
+    {"if": [...], "then": [...]}
+    {"if": "block1", "then": [...]}
+
+* `if`, `then`: the items under `then` take its place if the list under `if` comes out with anything in it; a name holds
+  if an item with that `id` stands above. Else they are not there, and their choices are not asked.
+
 A choice with one option is no choice: it is filled without asking. A space without choices is plain data.
 """
 
@@ -45,16 +53,10 @@ Chooser = Callable[[Choice], int]
 def fill(space: Any, choose: Chooser) -> Any:
     """Plain data: `space` with every choice replaced by the option whose index `choose` returned.
 
-    Each active choice is asked once, in reading order; a choice inside an option that was not taken is never asked.
+    Each active choice is asked once, in reading order; a choice inside an option that was not taken, or under a
+    condition that does not hold, is never asked.
     """
-    taken: Params = {}
-
-    def ask(choice: Choice) -> int:
-        if choice.name not in taken:
-            taken[choice.name] = choose(choice)
-        return taken[choice.name]
-
-    return _fill(space, "", ask)
+    return _Filling(choose).fill(space, "")
 
 
 def fill_params(space: Any, params: Mapping[str, int]) -> Any:
@@ -144,35 +146,52 @@ def choice(
     return written
 
 
-def _fill(space: Any, path: str, ask: Chooser) -> Any:
-    if isinstance(space, Mapping):
-        if "?" in space:
-            option, inner = _take(space, path, ask)
-            return _fill(option, inner, ask)
-        return {key: _fill(value, _join(path, key), ask) for key, value in space.items()}
-    if isinstance(space, list | tuple):
-        return list(_fill_items(space, path, ask))
-    return space
+class _Filling:
+    """One way through a space: what has been answered, and the ids of the items that are there by now."""
 
+    def __init__(self, choose: Chooser) -> None:
+        self._choose = choose
+        self._taken: Params = {}
+        self._there: set[str] = set()
 
-def _fill_items(items: Sequence[Any], path: str, ask: Chooser) -> Iterator[Any]:
-    for position, item in enumerate(items):
-        inner = _join(path, _item_name(item, position))
-        if isinstance(item, Mapping) and item.get("splice"):
-            option, inner = _take(item, inner, ask)
-            yield from _fill_items(option, inner, ask)
-        else:
-            yield _fill(item, inner, ask)
+    def fill(self, space: Any, path: str) -> Any:
+        if isinstance(space, Mapping):
+            if "?" in space:
+                option, inner = self._take(space, path)
+                return self.fill(option, inner)
+            return {key: self.fill(value, _join(path, key)) for key, value in space.items()}
+        if isinstance(space, list | tuple):
+            return list(self._items(space, path))
+        return space
 
+    def _items(self, items: Sequence[Any], path: str) -> Iterator[Any]:
+        for position, item in enumerate(items):
+            inner = _join(path, _item_name(item, position))
+            if isinstance(item, Mapping) and item.get("splice"):
+                option, inner = self._take(item, inner)
+                yield from self._items(option, inner)
+            elif isinstance(item, Mapping) and "if" in item:
+                if self._holds(item["if"], _join(inner, "if")):
+                    yield from self._items(item["then"], _join(inner, "then"))
+            else:
+                filled = self.fill(item, inner)
+                if isinstance(filled, Mapping) and isinstance(filled.get("id"), str):
+                    self._there.add(filled["id"])
+                yield filled
 
-def _take(written: Mapping[str, Any], path: str, ask: Chooser) -> tuple[Any, str]:
-    """The option taken, and the path under which unnamed choices inside it are called."""
-    options = written["?"]
-    if len(options) == 1:
-        return options[0], path
-    choice = _read(written, path)
-    index = ask(choice)
-    return options[index], _join(choice.name, str(choice.labels[index]))
+    def _holds(self, condition: Any, path: str) -> bool:
+        return condition in self._there if isinstance(condition, str) else bool(self.fill(condition, path))
+
+    def _take(self, written: Mapping[str, Any], path: str) -> tuple[Any, str]:
+        """The option taken, and the path under which unnamed choices inside it are called."""
+        options = written["?"]
+        if len(options) == 1:
+            return options[0], path
+        choice = _read(written, path)
+        if choice.name not in self._taken:
+            self._taken[choice.name] = self._choose(choice)
+        index = self._taken[choice.name]
+        return options[index], _join(choice.name, str(choice.labels[index]))
 
 
 def _walk(space: Any, path: str) -> Iterator[tuple[Choice, Any]]:
@@ -203,7 +222,7 @@ def _read(written: Mapping[str, Any], path: str) -> Choice:
     if not options:
         raise UserError(f"choice '{name}' has no options: list at least one under '?'")
     labels = tuple(written.get("labels", map(_label, options)))
-    if len(set(map(json.dumps, labels))) != len(options):
+    if len({(type(label), label) for label in labels}) != len(options):  # 1, 1.0 and True are three
         raise UserError(f"choice '{name}': options look alike in trials; write one distinct label each under 'labels'")
     default = list(written.get("labels", options)).index(written["default"]) if "default" in written else 0
     return Choice(name, labels, default, written.get("group", name.rpartition(".")[0] or name))

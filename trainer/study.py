@@ -22,6 +22,8 @@ from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
+from trainer.settings import FidelitySettings
+from trainer.shapes import count
 from trainer.space import Label, Params, choices, digest, fill_params
 from trainer.storage import BEAT, StudyStorage
 
@@ -37,6 +39,8 @@ class Trial:
     candidate: Candidate
     params: dict[str, Label]
     thresholds: tuple[float, ...] = ()
+    parent: int | None = None
+    """The trial whose tables it begins with: of those that it is proposed from the best that ran to its end."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class Study:
     """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`).
 
     `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
-    `key` is the study's name in the storage, `name` if not set.
-    Raises UserError if the storage already holds a study of this name with another space, sampler or seed.
+    `key` is the study's name in the storage, `name` if not set. `fidelity`: of trials that are less than a training.
+    `inherit`: trials have parents.
+    Raises UserError if the storage already holds a study of this name with another space, sampler, seed, ...
     """
 
     def __init__(
@@ -80,16 +85,22 @@ class Study:
         lag: int,
         seed: int,
         prune: bool = True,
+        fidelity: FidelitySettings | None = None,
+        inherit: bool = False,
     ) -> None:
         self.name, self._key, self._store = name, key or name, storage
         self._space, self._sampler, self.trials, self._lag, self._seed = space, sampler, trials, lag, seed
-        self._prune = prune
+        self._prune, self.fidelity, self.inherit = prune, fidelity, inherit
         self._choices = choices(space)
         self._storage = storage.optuna
         with storage.lock(self._key):
-            self._id = self._open({"space": digest(space), "sampler": sampler, "seed": seed})
+            facts = {"space": digest(space), "sampler": sampler, "seed": seed}
+            # `sample` is not of this study.
+            lowered = fidelity.model_dump(exclude={"sample"}) if fidelity else None
+            self._id = self._open(facts | {"fidelity": lowered, "inherit": inherit})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
+        self._flops: dict[str, int] = {}
         self._ahead: Proposal | None = None
         """The last proposal made, perhaps of a trial that is still to be recorded."""
         self._mine: set[int] = set()
@@ -248,10 +259,17 @@ class Study:
                 hash=trial.user_attrs["hash"],
                 finished=trial.number <= number - self._lag,
                 value=trial.value if trial.number <= number - self._lag else None,
+                flops=self._multiply_adds(trial),
             )
             for trial in self._all()[:number]
             if "duplicate_of" not in trial.user_attrs
         ]
+
+    def _multiply_adds(self, trial: FrozenTrial) -> int:
+        model = self._found(trial)
+        if model.hash not in self._flops:
+            self._flops[model.hash] = count(model.architecture).flops
+        return self._flops[model.hash]
 
     def _record(self, proposal: Proposal) -> None:
         """Write the trial by one line of a journal or one transaction: after a kill it is there whole or not at all."""
@@ -292,7 +310,27 @@ class Study:
         trial = self._all()[number]
         curves = [_curve(earlier) for earlier in self._all()[: max(0, number - self._lag + 1)] if _ran(earlier)]
         thresholds = prune_thresholds(curves) if self._prune else ()
-        return Trial(number, self._candidate(trial), dict(trial.params), thresholds)
+        parent = self._parent(number) if self.inherit else None
+        return Trial(number, self._candidate(trial), dict(trial.params), thresholds, parent)
+
+    def _parent(self, number: int) -> int | None:
+        known = [trial for trial in self._all()[: max(0, number - self._lag + 1)] if _complete(trial)]
+        return min(known, key=lambda trial: (trial.value or 0.0, trial.number)).number if known else None
+
+    def possible_parents(self) -> set[int]:
+        """The trials whose tables may still be wanted: by one in flight, or by a later one."""
+        trials = self._all()
+        # The file of a trial in flight may be there already, before its end is written down.
+        kept = {trial.number for trial in trials if not trial.state.is_finished()}
+        first = min(kept, default=len(trials))
+        parent = self._parent(first)
+        best = math.inf if parent is None else trials[parent].value or 0.0
+        kept |= set() if parent is None else {parent}
+        for trial in filter(_complete, trials[max(0, first - self._lag + 1) :]):
+            if (trial.value or 0.0) < best:
+                kept.add(trial.number)
+                best = trial.value or 0.0
+        return kept
 
     def _to_record(self, trial: FrozenTrial) -> TrialRecord:
         duplicate_of = trial.user_attrs.get("duplicate_of")
@@ -342,6 +380,10 @@ def prune_thresholds(
 
 def _ran(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and bool(trial.intermediate_values)
+
+
+def _complete(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.COMPLETE
 
 
 def _curve(trial: FrozenTrial) -> list[float]:

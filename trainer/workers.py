@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.candidate import Candidate
 from trainer.errors import UserError, disk_errors
 from trainer.schema import DatasetSchema
-from trainer.settings import SAVE_SECONDS
+from trainer.settings import SAVE_SECONDS, FidelitySettings
 
 if TYPE_CHECKING:
     from trainer.data import Table
@@ -53,6 +53,12 @@ class Job:
     weights: Path | None = None
     thresholds: tuple[float, ...] = ()
     save_seconds: float = SAVE_SECONDS
+    fidelity: FidelitySettings | None = None
+    """Of a trial that is less than a whole training; there is no supernet then."""
+    parent: Path | None = None
+    """A file of tables to begin with."""
+    tables: Path | None = None
+    """Where tables go for trials that begin with them, unless the training is stopped as hopeless."""
 
 
 @dataclass(frozen=True)
@@ -266,12 +272,23 @@ def _tables(dataset: Path) -> "tuple[DatasetSchema, Table, Table]":
     return schema, load(dataset, "train", schema, process), load(dataset, "valid", schema, process)
 
 
+@cache
+def _lowered(dataset: Path, fidelity: FidelitySettings, seed: int) -> "tuple[Table, Table]":
+    """Training and validation rows of trials at low fidelity."""
+    from trainer.fidelity import hashed, share
+
+    _, train, valid = _tables(dataset)
+    return hashed(share(train, fidelity, seed), fidelity), hashed(valid, fidelity)
+
+
 def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     """Do a job in this process; under torchrun every process of the group calls this alike."""
     from trainer.architecture import Architecture
     from trainer.build import build
     from trainer.checkpoint import save_weights
+    from trainer.fidelity import reduced
     from trainer.fit import Diverged, EpochRecord, fit
+    from trainer.inheritance import inherit, save_tables
     from trainer.processes import rank_and_world
     from trainer.sharding import placed
 
@@ -290,6 +307,9 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     try:
         found = _search(job, candidate, train, valid, lambda record: tell(record, "supernet"))
         architecture = Architecture.from_dict(found["architecture"]) if found else candidate.architecture
+        if job.fidelity is not None:
+            architecture = reduced(architecture, job.fidelity)
+            train, valid = _lowered(job.dataset, job.fidelity, job.seed)
         built = build(
             architecture,
             label_mean=schema.label_mean,
@@ -298,6 +318,8 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
             empty_tables=rank_and_world()[1] > 1,
         )
         model = placed(built, settings)
+        if job.parent is not None:
+            inherit(model, job.parent)
         result = fit(
             model,
             train,
@@ -314,6 +336,8 @@ def train(job: Job, say: Callable[[Epoch], None]) -> Outcome:
     if job.weights is not None:
         job.weights.parent.mkdir(parents=True, exist_ok=True)
         save_weights(model, job.weights)
+    if job.tables is not None and result.stopped != "pruned":
+        save_tables(model, job.tables)
     best = result.history[result.best_epoch]
     return Outcome(
         key=job.key,

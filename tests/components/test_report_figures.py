@@ -400,8 +400,10 @@ def test_points_lie_where_they_were_measured_and_say_what_they_are() -> None:
     assert plots.scatter([], "shared", "alone") == ""
 
 
-def trial(number: int, value: float | None, size: int, state: str = "complete", study: str = "autorec") -> Facts:
-    facts: Facts = {"study": study, "number": number, "value": value, "state": state, "tables": size}
+def trial(
+    number: int, value: float | None, size: int, state: str = "complete", study: str = "autorec", flops: int = 7
+) -> Facts:
+    facts: Facts = {"study": study, "number": number, "value": value, "state": state, "tables": size, "flops": flops}
     return {**facts, "lifts": 0, "dense": 0, "seconds": 1.0, "samples": 1, "duplicate_of": None, "params": {}}
 
 
@@ -409,11 +411,27 @@ def test_trials_of_several_sizes_show_the_trade_off(facts: Facts) -> None:
     facts["trials"] = [trial(0, 0.5, 100), trial(1, 0.6, 50), trial(2, 0.55, 200), trial(3, 0.1, 10, study="fm")]
     section = sections(facts)["Search history"]
     title = next(word for head in section.iter("h3") if (word := "".join(head.itertext())).startswith("Quality"))
-    assert title == "Quality against size of what the trials of autorec led to"
+    assert title == "Quality against size of what the trials led to"
     names = [mark.text for mark in section.iter("text") if mark.get("class") == "mark"]
     assert names == ["0", "1", "2"]
     described = [word for element in section.iter("title") if "Pareto" in (word := element.text or "")]
     assert "1 (0.6000, 50 parameters), 0 (0.5000, 100 parameters)" in described[0]
+
+
+def test_trials_of_several_multiply_adds_show_that_trade_off_too(facts: Facts) -> None:
+    facts["trials"] = [trial(0, 0.5, 100, flops=40), trial(1, 0.6, 100, flops=30), trial(2, 0.7, 100, flops=60)]
+    section = sections(facts)["Search history"]
+    assert ["".join(head.itertext()) for head in section.iter("h3")] == [
+        "Quality against multiply-adds of what the trials led to"
+    ]
+    described = [word for element in section.iter("title") if "Pareto" in (word := element.text or "")]
+    assert described[0].endswith("1 (0.6000, 30 multiply-adds), 0 (0.5000, 40 multiply-adds)")
+
+
+def test_of_many_trials_those_on_the_front_are_named(facts: Facts) -> None:
+    facts["trials"] = [trial(number, 0.5 + number / 100, 100 + number) for number in range(20)]
+    section = sections(facts)["Search history"]
+    assert [mark.text for mark in section.iter("text") if mark.get("class") == "mark"] == ["0"]
 
 
 def test_trials_of_one_size_have_no_trade_off(facts: Facts) -> None:

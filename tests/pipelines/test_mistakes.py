@@ -56,7 +56,8 @@ CASES = [
         "sampler: bayes",
         "trials: 20",
         13,
-        "'bayes' is not one of random, greedy, bayesian, grid; did you mean 'bayesian'?",
+        "'bayes' is not one of random, greedy, bayesian, grid, evolution, unguided_evolution, nsga2;"
+        " did you mean 'bayesian'?",
     ),
     ("format: movie", "format: movielens", 8, "'movie' is not one of movielens, netflix"),
     ("task: ratings", "task: rating", 9, "'ratings' is not one of ctr, rating, next_item; did you mean 'rating'?"),
@@ -202,6 +203,15 @@ def test_a_file_of_next_items_needs_little(tmp_path: Path) -> None:
     assert (spec.dataset.split.by, spec.evaluate.metric) == ("leave_last_out", "ndcg_at_10")
     assert load(file, ("dataset.format=movielens", "dataset.split.by=time")).spec.dataset.split.by == "time"
     assert load(file, ("dataset.format=movielens", "dataset.label.threshold=4")).spec.dataset.label.threshold == 4
+
+
+@pytest.mark.parametrize(("key", "value"), [("fidelity", "{rows: 0.5}"), ("inherit", "true")])
+def test_cheaper_trials_are_for_methods_whose_trial_is_one_training(tmp_path: Path, key: str, value: str) -> None:
+    file = tmp_path / "next.yaml"
+    file.write_text(NEXT.replace("method: none", f"method: ameir, {key}: {value}"))
+
+    with pytest.raises(SpecError, match=rf":6: spec.search.{key}: ameir is no method whose trial is one training"):
+        load(file)
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in ("none", "ameir")])

@@ -14,11 +14,12 @@ import pytest
 import yaml
 
 from components.mirror import Mirror
-from pipelines.pod import _Pod
+from pipelines.pod import _folder, _Pod
 from pipelines.spec import SearchPipeline
 from tests.object_store import object_store
 from tests.pipelines.test_real_steps import PIPELINE, ROOT, finish, results
 from tests.postgres import Postgres
+from trainer.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +155,18 @@ def test_a_step_that_is_done_stays_as_it_is(tmp_path: Path, database: str) -> No
     before = manifest.stat().st_mtime_ns
     pods.run("ingest")
     assert manifest.stat().st_mtime_ns == before
+
+
+def test_tables_are_not_inherited_through_an_object_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker would look for them before they have arrived."""
+    monkeypatch.setenv("DALIL_ARTIFACTS", "s3://store/dalil")
+    data = named("tiny")
+    data["spec"]["search"]["inherit"] = True
+    with (
+        pytest.raises(UserError, match=r"^spec.search.inherit: .* in an object store; leave it out$"),
+        _folder(SearchPipeline.model_validate(data), "ingest"),
+    ):
+        raise AssertionError
 
 
 def test_a_mistake_of_the_user_is_the_last_word(tmp_path: Path, database: str) -> None:

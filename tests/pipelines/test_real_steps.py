@@ -191,6 +191,48 @@ def test_a_search_by_sampling_holds_its_scores_against_trainings(tmp_path: Path)
     assert "What the search saw" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 
+LOWERED = """\
+apiVersion: dalil.dev/v1alpha1
+kind: SearchPipeline
+metadata: {name: tiny}
+spec:
+  dataset:
+    format: planted
+    planted:
+      rows: 4000
+      fields: {a: {cardinality: 80, effect: 0.5}, b: {cardinality: 60, effect: 0.5}, c: {effect: 0.3, missing: 0.1}}
+      interactions: [{fields: [a, b]}]
+  search:
+    method: autoctr
+    sampler: evolution
+    trials: 5
+    workers: 2
+    fidelity: {rows: 0.5, hash: 30, sample: 3}
+    inherit: true
+    autoctr: {blocks: 3, units: [8, 16], dims: [4]}
+  train: {candidates: 2, seeds: 1, batch_size: 512, epochs: 3}
+"""
+
+
+def test_a_search_at_low_fidelity_finds_models_of_all_categories(tmp_path: Path) -> None:
+    code, _, errors = finish(tmp_path, pipeline=LOWERED)
+    assert code == 0, errors
+    report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
+    trials = {name: [one for one in report["trials"] if one["study"] == name] for name in ("autoctr", "autoctr-sample")}
+    assert len(trials["autoctr"]) == 5
+    assert len(trials["autoctr-sample"]) == 3
+    full = {one["samples"] / len(one["curve"]) for one in trials["autoctr-sample"]}
+    low = {one["samples"] / len(one["curve"]) for one in trials["autoctr"] if one["state"] == "complete"}
+    assert low == {full.pop() / 2}
+    [scatter] = [figure for figure in report["search"]["figures"] if figure["kind"] == "scatter"]
+    assert [point["y"] for point in scatter["points"]] == pytest.approx(
+        [one["value"] for one in trials["autoctr-sample"]], rel=1e-4
+    )
+    assert {entry["parameters"]["tables"] for entry in report["leaderboard"]} == {4 * (81 + 61)}
+    text = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert "Can low fidelity be trusted?" in text
+
+
 STREAMED = """\
 apiVersion: dalil.dev/v1alpha1
 kind: SearchPipeline

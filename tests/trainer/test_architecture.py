@@ -206,3 +206,20 @@ def test_wrong_form_is_one_line_with_the_place(change: Any, message: str) -> Non
 def test_descriptions_need_no_torch() -> None:
     code = "import trainer.architecture, trainer.shapes, trainer.zoo, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_head_may_read_what_nothing_else_does() -> None:
+    data = two_towers() | {"head": {"mode": "linear", "in": ["unread"]}}
+    data["views"]["w"] = view(1, "user", "item")
+    found = Architecture.from_dict(data)
+    assert found.head.inputs == ("w", "deep", "wide")
+    assert Architecture.from_dict(found.to_dict()) == found
+    listed = data | {"head": {"mode": "linear", "in": ["w", "deep", "wide"]}}
+    assert found.hash == Architecture.from_dict(listed).hash
+
+
+def test_of_a_view_that_is_read_in_part_the_head_reads_the_rest() -> None:
+    data = two_towers() | {"head": {"mode": "linear", "in": ["unread"]}}
+    data["nodes"] = [{"id": "deep", "op": "mlp", "in": ["e.user", "e.age"], "units": [8]}]
+    del data["views"]["s"]
+    assert Architecture.from_dict(data).head.inputs == ("e.price", "e.item", "e.site.id", "deep")

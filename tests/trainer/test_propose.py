@@ -14,7 +14,7 @@ from tests.trainer.small_spaces import Planted, mlp_and_cross, two_dims
 from trainer.propose import GROUP_DRAWS, GreedySampler, Past, Sampler, propose
 from trainer.space import choices, defaults
 
-SAMPLERS: list[Sampler] = ["random", "greedy", "bayesian", "grid"]
+SAMPLERS: list[Sampler] = ["random", "greedy", "bayesian", "grid", "evolution", "unguided_evolution", "nsga2"]
 
 
 def search(space: Any, sampler: Sampler, seed: int, trials: int, objective: Planted) -> list[Past]:
@@ -42,19 +42,19 @@ def test_a_proposal_depends_on_its_arguments_alone(sampler: Sampler) -> None:
     assert (again.params, again.candidate) == (once.params, once.candidate)
 
 
-@pytest.mark.parametrize("sampler", ["greedy", "bayesian"])
-def test_a_proposal_is_the_same_in_another_process(sampler: Sampler) -> None:
+@pytest.mark.parametrize(("sampler", "number"), [("greedy", 6), ("bayesian", 6), ("evolution", 22), ("nsga2", 22)])
+def test_a_proposal_is_the_same_in_another_process(sampler: Sampler, number: int) -> None:
     space = mlp_and_cross()
-    past = search(space, sampler, 3, 6, Planted(space, 0))
+    past = search(space, sampler, 3, number, Planted(space, 0))
     facts = json.dumps([space, [vars(trial) for trial in past]])
     script = (
         "import json, sys; from trainer.propose import Past, propose\n"
         "space, past = json.load(sys.stdin)\n"
-        f"print(json.dumps(propose(space, '{sampler}', 3, 6, [Past(**trial) for trial in past]).params))"
+        f"print(json.dumps(propose(space, '{sampler}', 3, {number}, [Past(**trial) for trial in past]).params))"
     )
     root = Path(__file__).parents[2]
     told = subprocess.run([sys.executable, "-c", script], input=facts, capture_output=True, text=True, cwd=root)
-    assert json.loads(told.stdout) == propose(space, sampler, 3, 6, past).params, told.stderr
+    assert json.loads(told.stdout) == propose(space, sampler, 3, number, past).params, told.stderr
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -183,3 +183,28 @@ def test_size_counts_the_fillings(space: Any) -> None:
 def test_the_digest_sees_data_and_not_key_order() -> None:
     assert digest({"a": 1, "b": [choice("x", [1, 2])]}) == digest({"b": [choice("x", [1, 2])], "a": 1})
     assert digest({"a": choice("x", [1, 2])}) != digest({"a": choice("x", [1, 3])})
+
+
+def on_condition() -> dict[str, Any]:
+    read = [choice("a.read", [[], ["x"]], labels=[False, True], splice=True)]
+    made = {"if": read, "then": [{"id": "a", "in": read, "units": choice("a.units", [8, 16])}]}
+    return {"nodes": [made, {"if": "a", "then": [{"id": "b", "units": choice("b.units", [4, 2])}]}]}
+
+
+def test_items_under_a_condition_that_does_not_hold_are_not_there_and_not_asked() -> None:
+    """A list that comes out empty, and a name that no item above bears."""
+    assert fill(on_condition(), first) == {"nodes": []}
+    assert active(on_condition(), first) == {"a.read": 0}
+    nodes = [{"id": "a", "in": ["x"], "units": 16}, {"id": "b", "units": 2}]
+    assert fill(on_condition(), last) == {"nodes": nodes}
+    assert active(on_condition(), last) == {"a.read": 1, "a.units": 1, "b.units": 1}
+    assert list(choices(on_condition())) == ["a.read", "a.units", "b.units"]
+
+
+def test_an_unnamed_choice_under_a_condition_is_called_by_one_name() -> None:
+    space = [{"id": "a"}, {"if": "a", "then": [{"?": [1, 2]}]}]
+    assert list(active(space, first)) == list(choices(space)) == ["1.then.0"]
+
+
+def test_options_of_equal_value_and_other_type_are_told_apart() -> None:
+    assert choices({"x": choice("x", [1, 1.0, True])})["x"].labels == (1, 1.0, True)

@@ -53,9 +53,9 @@ def facts(records: Sequence[TrialRecord]) -> list[tuple[Any, ...]]:
     return [(r.number, r.state, r.value, r.candidate.hash, r.params, r.curve, r.duplicate_of) for r in records]
 
 
-@pytest.mark.parametrize("sampler", ["random", "greedy", "bayesian"])
+@pytest.mark.parametrize("sampler", ["random", "greedy", "bayesian", "evolution", "nsga2"])
 def test_the_search_does_not_depend_on_which_trial_ends_first(tmp_path: Path, sampler: Sampler) -> None:
-    trials = 8 if sampler == "bayesian" else 16
+    trials = {"bayesian": 8, "evolution": 26, "nsga2": 26}.get(sampler, 16)
     searches = []
     for order in range(3):
         search = study(tmp_path / f"{order}.journal", sampler, trials=trials)

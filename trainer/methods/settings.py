@@ -26,14 +26,26 @@ BlockActivation = Literal["identity", "relu", "gelu", "silu", "tanh"]
 NumberEncoder = Literal["scale", "bins", "equal_width", "equal_frequency", "logarithm", "tree"]
 
 
+_VALUES: tuple[Task, ...] = ("ctr", "rating")
 TASKS: dict[str, tuple[Task, ...]] = {
-    **dict.fromkeys(
-        ("autorec", "autofis", "autodim", "autodis", "autogroup", "nis", "esapn", "ihas", "field_dims", "mde"),
-        ("ctr", "rating"),
-    ),
-    "ameir": ("ctr", "rating", "next_item"),
+    "autorec": _VALUES,
+    "autofis": _VALUES,
+    "autodim": _VALUES,
+    "autodis": _VALUES,
+    "autogroup": _VALUES,
+    "nis": _VALUES,
+    "esapn": _VALUES,
+    "ameir": (*_VALUES, "next_item"),
+    "ihas": _VALUES,
+    "autoctr": _VALUES,
+    "field_dims": _VALUES,
+    "mde": _VALUES,
 }
 """What the models that each method finds can predict."""
+
+
+TRAINED = ["autorec", "autoctr", "field_dims", "mde"]
+"""Methods whose trial is one training."""
 
 
 class BackboneSettings(BaseModel):
@@ -534,3 +546,15 @@ class AutoRecSettings(BaseModel):
     head_inputs: list[Literal["last", "all"]] = Field(
         default=["last"], min_length=1, description="optimizer: reads the last block, or every block"
     )
+
+
+class AutoCTRSettings(BaseModel):
+    """AutoCTR's space: blocks that read the fields and each other. The values of `units` are the published ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    blocks: int = Field(default=7, ge=1, description="most blocks; one that reads nothing does not exist")
+    units: list[PositiveInt] = Field(
+        default=[32, 64, 128, 256, 512, 1024], min_length=1, description="mlp: the width of its one layer"
+    )
+    dims: list[PositiveInt] = Field(default=[16], min_length=1, description="widths of all embeddings and fields")

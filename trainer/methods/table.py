@@ -92,6 +92,12 @@ def _ihas() -> Method:
     return Method(ihas.space, ihas.plan, ihas.IHAS, gradient.search)
 
 
+def _autoctr() -> Method:
+    from trainer.methods import autoctr
+
+    return Method(autoctr.space)
+
+
 def _field_dims() -> Method:
     from trainer.methods import field_dims
 
@@ -130,6 +136,7 @@ METHODS = _Table(
     esapn=_esapn,
     ameir=_ameir,
     ihas=_ihas,
+    autoctr=_autoctr,
     field_dims=_field_dims,
     mde=_mde,
 )
