@@ -365,7 +365,7 @@ class _Run:
         order = None if self.gates and self.gates.in_order else (self.seed, epoch)
         batches = self.train.batches(self.settings.batch_size, seed_epoch=order, start=begun.step)
         for batch in ahead(self.model, (batch.to(self.device) for batch in batches)):
-            torch.manual_seed(seed + begun.step)
+            _seed(self.device, seed + begun.step)
             step_loss = self._step(batch)
             begun.loss += step_loss * batch.of / world
             begun.samples += batch.of / world
@@ -442,6 +442,13 @@ def _weight_of(name: str) -> str | None:
 
 def _dropout_seed(seed: int, epoch: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, rank, 1]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """As `torch.manual_seed`, which at every call writes down its stack for each kind of device that is not there."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _precision(model: nn.Module, settings: TrainSettings) -> AbstractContextManager[Any]:
