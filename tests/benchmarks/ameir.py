@@ -23,6 +23,7 @@ SEEDS = 3
 LAYERS = {"embedding.dim": 16, "mlp.units": [128, 128], "mlp.dropout": 0.0}
 CLICKS = {
     "search.tune": {"table_l2": [4e-4, 1e-3]},
+    "train.table_l2": 4e-4,
     "search.ameir.dims": [16],
     "search.ameir.units": [[128, 128]],
     "search.ameir.dropout": [0.0],
@@ -38,7 +39,7 @@ ITEMS = {
     "search.ameir.units": [[128]],
     "search.ameir.dropout": [0.2],
     "train.baseline_settings": {
-        "pooling": {"choices": {"embedding.dim": 64}},
+        "pooling": {"choices": {"embedding.dim": 64, "pool.kind": "mean"}},
         "gru4rec": {"choices": {"embedding.dim": 64}},
         "sasrec": {"choices": {"embedding.dim": 64, "attention.heads": 1, "attention.dropout": 0.2}},
     },
