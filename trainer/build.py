@@ -408,17 +408,17 @@ _FLAT_OPS: dict[type[Node], Callable[[Any, int], nn.Module]] = {
 
 def block(node: Seq, width: int) -> behavior.Block:
     """The module of a residual block, which skips no layer, on steps `width` wide."""
-    layer = _SEQUENCE_LAYERS[type(node.layer)](node.layer, node, width)
+    layer = _SEQUENCE_LAYERS[type(node.layer)](node, width)
     return behavior.Block(layer, width, node.norm == "layer", node.activation, node.dropout, node.residual)
 
 
-_SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, Seq, int], nn.Module]] = {
-    ConvLayer: lambda layer, node, width: behavior.Conv(width, layer.kernel, layer.dilation, node.causal),
-    PoolLayer: lambda layer, node, width: behavior.POOLS[layer.kind](layer.kernel, node.causal),
-    GRULayer: lambda layer, node, width: behavior.Recurrent(width, node.causal),
-    AttentionLayer: lambda layer, node, width: behavior.SelfAttention(width, layer.heads, node.causal, node.dropout),
-    FeedForwardLayer: lambda layer, node, width: behavior.FeedForward(width, node.dropout),
-    IdentityLayer: lambda layer, node, width: behavior.Identity(),
+_SEQUENCE_LAYERS: dict[type[SequenceLayer], Callable[[Any, int], nn.Module]] = {
+    ConvLayer: lambda node, width: behavior.Conv(width, node.layer.kernel, node.layer.dilation, node.causal),
+    PoolLayer: lambda node, width: behavior.POOLS[node.layer.kind](node.layer.kernel, node.causal),
+    GRULayer: lambda node, width: behavior.Recurrent(width, node.causal),
+    AttentionLayer: lambda node, width: behavior.SelfAttention(width, node.layer.heads, node.causal, node.dropout),
+    FeedForwardLayer: lambda node, width: behavior.FeedForward(width, node.dropout),
+    IdentityLayer: lambda node, width: behavior.Identity(),
 }
 """A live architecture has no block that skips its layer."""
 

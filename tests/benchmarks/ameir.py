@@ -3,9 +3,9 @@
     clicks   MovieLens-1M as clicks with histories: DeepFM, DCNv2, DIN, AMEIR, and its space drawn blindly
     items    a sequence file, the next item: pooling, GRU4Rec, SASRec, AMEIR, and its space drawn blindly
 
-The hand-made models have as many trials as AMEIR, over the same training settings. A trial of AMEIR trains its
-supernets and then what was found; blind draws get as many trials as make about as many rows of training as AMEIR has
-seen in all. A killed command goes on where it stood when it is given again.
+All models have embeddings of one width, layers of one size, and a trial for each of the same values of the tables' L2.
+A trial of AMEIR trains its supernets and then what was found; blind draws get as many trials as make about as many rows
+of training as AMEIR has seen in all. A killed command goes on where it stood when it is given again.
 """
 
 import argparse
@@ -19,10 +19,34 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from results import run
 
-SEEDS, TRIALS = 3, 2
-FILES = {
-    "clicks": ("movielens-ameir.yaml", ("auc", "logloss")),
-    "items": ("beauty-ameir.yaml", ("ndcg_at_10", "hr_at_10")),
+SEEDS = 3
+LAYERS = {"embedding.dim": 16, "mlp.units": [128, 128], "mlp.dropout": 0.0}
+CLICKS = {
+    "search.tune": {"table_l2": [4e-4, 1e-3]},
+    "train.table_l2": 4e-4,
+    "search.ameir.dims": [16],
+    "search.ameir.units": [[128, 128]],
+    "search.ameir.dropout": [0.0],
+    "train.baseline_settings": {
+        "deepfm": {"choices": LAYERS},
+        "dcnv2": {"choices": {**LAYERS, "cross.layers": 2}},
+        "din": {"choices": {**LAYERS, "attention.units": [32]}},
+    },
+}
+ITEMS = {
+    "search.tune": {"table_l2": [1e-5, 1e-4]},
+    "search.ameir.dims": [64],
+    "search.ameir.units": [[128]],
+    "search.ameir.dropout": [0.2],
+    "train.baseline_settings": {
+        "pooling": {"choices": {"embedding.dim": 64, "pool.kind": "mean"}},
+        "gru4rec": {"choices": {"embedding.dim": 64}},
+        "sasrec": {"choices": {"embedding.dim": 64, "attention.heads": 1, "attention.dropout": 0.2}},
+    },
+}
+FILES: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {
+    "clicks": ("movielens-ameir.yaml", ("auc", "logloss"), CLICKS),
+    "items": ("beauty-ameir.yaml", ("ndcg_at_10", "hr_at_10"), ITEMS),
 }
 
 Report = Mapping[str, Any]
@@ -34,21 +58,22 @@ def main() -> None:
     parser.add_argument("table", choices=FILES)
     parser.add_argument("--source", required=True, help="URL of the rows")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of the runs (default: runs)")
-    parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--epochs", type=int, default=None, help="at most, of a training; the file's if not set")
     arguments = parser.parse_args()
     started = time.monotonic()
-    file, metrics = FILES[arguments.table]
-    changes = {"dataset.source": arguments.source, "search.ameir.sample": 0, "train.seeds": SEEDS}
+    file, metrics, pinned = FILES[arguments.table]
+    changes = {"dataset.source": arguments.source, "search.ameir.sample": 0, "train.seeds": SEEDS, **pinned}
     changes |= {"train.epochs": arguments.epochs} if arguments.epochs else {}
     folder = arguments.output / f"ameir-{arguments.table}"
-    searched = run(file, folder, {**changes, "search.trials": arguments.trials})
+    l2 = pinned["search.tune"]["table_l2"]
+    searched = run(file, folder, {**changes, "search.sampler": "grid", "search.trials": len(l2)})
     trials = blind_trials(searched)
-    drawn = {"search.ameir.select": "random", "search.trials": trials, "train.baselines": []}
+    drawn = {"search.ameir.select": "random", "search.trials": trials}
+    drawn |= {"train.baselines": [], "train.baseline_settings": {}}
     blind = run(file, folder.with_name(f"{folder.name}-blind"), {**changes, **drawn})
     entries = [(_name(entry), entry) for entry in searched["leaderboard"]]
     entries += [(f"blind draws ({trials} trials)", entry) for entry in blind["leaderboard"]]
-    print("\n".join(["", f"{arguments.table}: {SEEDS} seeds, {arguments.trials} trials", "", *table(entries, metrics)]))
+    print("\n".join(["", f"{arguments.table}: {SEEDS} seeds, {len(l2)} trials", "", *table(entries, metrics)]))
     print(f"\nwall time {(time.monotonic() - started) / 60:.1f} min")
 
 

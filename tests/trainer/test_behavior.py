@@ -115,8 +115,8 @@ LAYERS: dict[str, tuple[Data, Reference]] = {
 EACH = pytest.mark.parametrize("name", LAYERS)
 CAUSAL = pytest.mark.parametrize("causal", [False, True], ids=["both-ways", "causal"])
 FREE = ("mean", "mean-4", "max", "identity")
-POINTWISE = ("conv-1", "feed_forward", "identity")
 """Layers without weights."""
+POINTWISE = ("conv-1", "feed_forward", "identity")
 
 
 def described(*nodes: Data) -> Architecture:
@@ -172,6 +172,27 @@ def test_a_block_is_norm_layer_activation_and_sum(activation: str, residual: boo
             expected_TD = acts[activation](conv_steps(block.layer, normed_TD, causal=True))
             torch.testing.assert_close(output.x[row, :length], expected_TD + x_TD if residual else expected_TD)
         assert not output.x[row, length:].any()
+
+
+def test_dropout_takes_part_of_what_is_added_and_keeps_its_mean() -> None:
+    block = block_of(layer={"kind": "identity"}, dropout=0.25).train()
+    wide = Steps(torch.ones(50, 40, D, dtype=torch.float64), torch.ones(50, 40, dtype=torch.bool))
+    added = block(wide).x - wide.x
+    values, times = added.unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.75], dtype=torch.float64))
+    assert float(times[0] / times.sum()) == pytest.approx(0.25, abs=0.03)  # 6 standard deviations of 8,000 draws
+    torch.testing.assert_close(block.eval()(wide).x, 2 * wide.x)
+
+
+@pytest.mark.parametrize("layer", [{"kind": "attention"}, {"kind": "feed_forward"}], ids=lambda layer: layer["kind"])
+def test_dropout_is_inside_of_attention_and_feed_forward_too(layer: Data) -> None:
+    """What is not dropped of the result differs from the result without dropout by more than its scale."""
+    block, dropped = (block_of(layer=layer, residual=False, dropout=rate) for rate in (0.0, 0.5))
+    dropped.load_state_dict(block.state_dict())
+    before, after = block(exact()).x, dropped.train()(exact()).x
+    left = after != 0
+    assert left.any()
+    assert not torch.allclose(after[left], 2 * before[left])
 
 
 @EACH

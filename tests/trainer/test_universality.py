@@ -64,9 +64,9 @@ PRODUCT = {"id": "product", "op": "inner", "in": ["state", "e.item"]}
 CONV = {"kind": "conv", "kernel": 3}
 
 
-def blocks(*settings: Data, of: str = "history") -> list[Data]:
+def blocks(*settings: Data) -> list[Data]:
     """One upon the other, called b0, b1 and so on."""
-    inputs = [of, *(f"b{n}" for n in range(len(settings)))]
+    inputs = ["history", *(f"b{n}" for n in range(len(settings)))]
     return [{"id": f"b{n}", "op": "seq", "in": [inputs[n]], **one} for n, one in enumerate(settings)]
 
 
