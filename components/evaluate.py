@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
-from scipy import stats
 
 from components import report, serve
 from components.bins import learned_bins
 from components.events import Emit
+from components.paired import PairedLosses, Vector
 from components.serve import Answers, answer, item_names, score
 from components.settings import EvaluateSpec
 from components.tracking import Tracker
@@ -33,8 +32,6 @@ from trainer.data import Table
 from trainer.metrics import HIGHER_IS_BETTER
 from trainer.schema import DatasetSchema
 from trainer.shapes import count
-
-Vector = npt.NDArray[np.float64]
 
 LATENCY_CALLS = 50
 THROUGHPUT_ROWS = 10_000
@@ -66,10 +63,16 @@ def evaluate(
     champion = min(models, key=lambda model: comparison.validation(model))
     emit("progress", done=0, total=len(models), unit="models")
     entries = []
-    # The champion first: the others are tested against its losses, and only two vectors of losses are ever kept.
-    for model in sorted(models, key=lambda model: model is not champion):
-        entries.append(comparison.entry(model))
+    file = output / "losses.partial"
+    losses = PairedLosses(file, [model["name"] for model in models], comparison.test.rows)
+    for model in models:
+        entries.append(comparison.entry(model, losses))
         emit("progress", done=len(entries), total=len(models), unit="models")
+    beaten = losses.beaten()
+    for entry in entries:
+        entry["against_champion"] = losses.test(entry["name"], champion["name"])
+        entry["beats"] = beaten[entry["name"]]
+    file.unlink()
     shipped = comparison.shipped(champion, inputs["ingest"])
     facts = _facts(pipeline, settings, inputs, schema, metric, _ranked(entries, metric), champion["name"])
     facts["shipped"] = {"seed": shipped.seed, "registered_as": spec.register_as, "alias": "champion"}
@@ -100,7 +103,6 @@ class _Comparison:
         self.schema, self.test, self.metric, self.trained = schema, test, metric, trained
         self.sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
         self.label: Vector = test.label.numpy().astype(np.float64)
-        self.champion_losses: Vector | None = None
 
     def architecture(self, model: dict[str, Any]) -> Architecture:
         return Architecture.from_dict(model["architecture"])
@@ -109,13 +111,11 @@ class _Comparison:
         """Mean validation metric over the seeds, lower is better: what the champion is chosen by."""
         return self.sign * float(np.mean([seed["valid"][self.metric] for seed in model["seeds"]]))
 
-    def entry(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The model's line of the leaderboard; the first one asked for is the champion."""
+    def entry(self, model: dict[str, Any], losses: PairedLosses) -> dict[str, Any]:
+        """The model's line of the leaderboard, as far as it needs no other model; its losses go to `losses`."""
         architecture = self.architecture(model)
         counts = count(architecture)
-        losses, test = self._test(model)
-        if self.champion_losses is None:
-            self.champion_losses = losses
+        losses[model["name"]], test = self._test(model)
         seeds = model["seeds"]
         first = self._load(model, seeds[0])
         return {
@@ -135,7 +135,6 @@ class _Comparison:
             "seeds": [{key: seed[key] for key in ("seed", "best_epoch", "epochs", "seconds")} for seed in seeds],
             "figures": learned_bins(first, self.schema),
             "latency": self._latency(first),
-            "against_champion": _paired_t_test(losses, self.champion_losses),
         }
 
     def shipped(self, champion: dict[str, Any], dataset: Path) -> _Shipped:
@@ -194,15 +193,6 @@ def _summaries(measured: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return summaries
 
 
-def _paired_t_test(losses: Vector, champion: Vector) -> dict[str, float] | None:
-    """How much greater the rows' losses are than the champion's, and how likely that is by chance (two-sided)."""
-    difference = losses - champion
-    if not difference.any():
-        return None
-    result = stats.ttest_1samp(difference, 0.0)
-    return {"difference": float(difference.mean()), "t": float(result.statistic), "p": float(result.pvalue)}
-
-
 def _ranked(entries: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     """Best first, each with its Pareto mark: no other model is better and not larger, or as good and smaller."""
     sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
@@ -239,7 +229,7 @@ def _facts(
         "metric": metric,
         "leaderboard": leaderboard,
         "champion": champion,
-        "search": _read(inputs["search"] / "search.json"),
+        "searches": _read(inputs["search"] / "search.json"),
         "trials": [{**trial, "params": json.loads(trial["params"])} for trial in trials],
         "data": {
             "rows": dict(schema.rows),

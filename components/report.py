@@ -71,12 +71,11 @@ def _header(facts: Facts) -> str:
 def _tiles(facts: Facts) -> str:
     champion = _champion(facts)
     metric, summary = facts["metric"], champion["metrics"]["test"][facts["metric"]]
-    search = facts["search"]
     tiles = [
         ("champion", escape(champion["name"]), _verdict(facts)),
         (f"test {NAMES[metric]}", f"{summary['mean']:.4f}", f"± {summary['std']:.4f} over {_seeds(champion)}"),
         ("parameters", _count(_size(champion)), f"{_count(champion['flops'])} multiply-adds per row"),
-        ("search", _duration(search["seconds"]), f"{search['trials']} trials, {escape(_method(search))}"),
+        ("search", _duration(sum(search["seconds"] for search in facts["searches"])), _effort(facts["searches"])),
     ]
     planted = facts["data"]["statistics"].get("planted") or {}
     if isinstance(planted.get(metric), float):
@@ -119,7 +118,9 @@ def _leaderboard(facts: Facts) -> str:
         ("1 row", "", "milliseconds to predict one encoded row, median"),
         ("rows/s", "", "in batches of 10,000 encoded rows"),
         ("search", "", "training time of all its trials"),
+        ("rows searched", "", "rows that its trials learned from, each counted in every pass"),
         ("training", "", "training time of all its seeds"),
+        ("beats", "", "models with greater losses by paired t-tests, false discovery rate 5 % over all pairs"),
         ("p", "", "paired t-test of the rows' losses against the champion's, two-sided"),
     ]
     cells = "".join(
@@ -161,7 +162,9 @@ def _row(entry: Facts, champion: str, measures: list[str]) -> str:
         (entry["latency"]["row_milliseconds"], f"{entry['latency']['row_milliseconds']:.2f} ms"),
         (entry["latency"]["rows_per_second"], _count(entry["latency"]["rows_per_second"])),
         (entry["search_seconds"], _duration(entry["search_seconds"])),
+        (entry["search_samples"], _count(entry["search_samples"])),
         (entry["train_seconds"], _duration(entry["train_seconds"])),
+        (len(entry["beats"]), f'<span title="{escape(", ".join(entry["beats"]))}">{len(entry["beats"])}</span>'),
         (against["p"] if against else 2, _p_value(against)),
     ]
     data = "".join(f'<td data-value="{value}">{text}</td>' for value, text in cells)
@@ -196,18 +199,18 @@ def _history(facts: Facts) -> str:
     return (
         "<section><h2>Search history</h2>"
         f"<p>Validation {measure} of every trial (points) and the best so far (lines); lower is better.</p>"
-        f"{picture}{_trade_off(facts, measure)}{_trial_table(facts['trials'])}</section>"
+        f"{picture}{''.join(_trade_off(facts, search['method'], measure) for search in facts['searches'])}"
+        f"{_trial_table(facts['trials'])}</section>"
     )
 
 
-def _trade_off(facts: Facts, measure: str) -> str:
-    """What the trials of the search led to, against each cost in which these models differ."""
-    method = facts["search"]["method"]
+def _trade_off(facts: Facts, method: str, measure: str) -> str:
+    """What the trials of a search led to, against each cost in which these models differ."""
     trials = [trial for trial in facts["trials"] if trial["study"] == method and trial["state"] == "complete"]
     sizes, multiply_adds = [_trial_size(trial) for trial in trials], [int(trial["flops"]) for trial in trials]
     pictures = [
-        _trade_off_against(trials, sizes, "size", "parameters", measure),
-        _trade_off_against(trials, multiply_adds, "multiply-adds", "multiply-adds", measure),
+        _trade_off_against(method, trials, sizes, "size", "parameters", measure),
+        _trade_off_against(method, trials, multiply_adds, "multiply-adds", "multiply-adds", measure),
     ]
     if not any(pictures):
         return ""
@@ -217,7 +220,9 @@ def _trade_off(facts: Facts, measure: str) -> str:
     )
 
 
-def _trade_off_against(trials: Sequence[Facts], costs: Sequence[int], title: str, cost: str, measure: str) -> str:
+def _trade_off_against(
+    method: str, trials: Sequence[Facts], costs: Sequence[int], title: str, cost: str, measure: str
+) -> str:
     places = [(price, trial["value"]) for price, trial in zip(costs, trials, strict=True)]
     if len(set(costs)) < 2:
         return ""
@@ -232,7 +237,7 @@ def _trade_off_against(trials: Sequence[Facts], costs: Sequence[int], title: str
         for trial, place in zip(trials, places, strict=True)
     ]
     picture = plots.quality(models, f"validation {measure}", lower_is_better=True, cost=cost)
-    return f"<h3>Quality against {title} of what the trials led to</h3>{picture}"
+    return f"<h3>Quality against {title} of what the trials of {escape(method)} led to</h3>{picture}"
 
 
 def _trial_size(trial: Facts) -> int:
@@ -296,8 +301,12 @@ def _quality(facts: Facts) -> str:
 
 
 def _seen(facts: Facts) -> str:
+    return "".join(_seen_by(search, facts) for search in facts["searches"])
+
+
+def _seen_by(search: Facts, facts: Facts) -> str:
     """The figures of a method that has some, and what it found, unless that is shown as the champion."""
-    search, found = facts["search"], _found(facts)
+    found = _found(search, facts)
     loser = found if found is not None and found["name"] != facts["champion"] else None
     figures = [*search.get("figures", ()), *(loser.get("figures", ()) if loser else ())]
     if not figures and not (loser and search.get("backbone")):
@@ -305,7 +314,7 @@ def _seen(facts: Facts) -> str:
     whose = f" that found {escape(found['name'])}" if found else ""
     drawings = f"<h3>The architecture it found: {escape(loser['name'])}</h3>{_drawings(facts, loser)}" if loser else ""
     return (
-        f"<section><h2>What the search saw</h2><p>Figures from the {escape(search['method'])} search{whose}.</p>"
+        f"<section><h2>What {escape(search['method'])} saw</h2><p>Figures from the search{whose}.</p>"
         f"{_figures(figures)}{drawings}</section>"
     )
 
@@ -419,10 +428,10 @@ def _sortable(value: str | float | None) -> tuple[str, str]:
 def _drawings(facts: Facts, entry: Facts) -> str:
     """The architecture of a model, next to its backbone if the search derived it from one."""
     derived = Architecture.from_dict(entry["architecture"])
-    given = facts["search"].get("backbone")
-    if not given or _found(facts) is not entry:
+    search: Facts = next((one for one in facts["searches"] if _found(one, facts) is entry), {})
+    if not search.get("backbone"):
         return _drawing(derived)
-    backbone = Architecture.from_dict(given)
+    backbone = Architecture.from_dict(search["backbone"])
     drawings = _captioned("The backbone", "What the search starts from.", _drawing(backbone))
     drawings += _captioned("What was derived", f"{entry['name']}, as it was trained anew.", _drawing(derived))
     return f'<p>{_change(count(backbone), count(derived))}</p><div class="figures">{drawings}</div>'
@@ -525,9 +534,9 @@ def _champion(facts: Facts) -> Facts:
     return next(entry for entry in facts["leaderboard"] if entry["name"] == facts["champion"])
 
 
-def _found(facts: Facts) -> Facts | None:
-    """The model that the figures of the search belong to."""
-    return next((entry for entry in facts["leaderboard"] if entry["name"] == facts["search"].get("found")), None)
+def _found(search: Facts, facts: Facts) -> Facts | None:
+    """The model that the figures of a search belong to."""
+    return next((entry for entry in facts["leaderboard"] if entry["name"] == search.get("found")), None)
 
 
 def _size(entry: Facts) -> int:
@@ -543,8 +552,10 @@ def _whole(name: str) -> str:
     return f'<span class="whole">{escape(name)}</span>'
 
 
-def _method(search: Facts) -> str:
-    return search["method"] if search["method"] == "none" else f"{search['method']}, {search['sampler']}"
+def _effort(searches: Sequence[Facts]) -> str:
+    trials = sum(search["trials"] for search in searches)
+    named = [f"{search['method']}, {search['sampler']}" for search in searches]
+    return f"{trials} trials, {escape(named[0]) if len(named) == 1 else f'{len(named)} methods'}" if named else "none"
 
 
 def _yaml(data: Any) -> str:

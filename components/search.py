@@ -1,18 +1,19 @@
 """Step `search`: find architectures and tune the hand-made models, all as trials of Optuna studies in one worker pool.
 
 Output:
-    studies/<name>.journal  the Optuna study of the method and of each baseline, unless they are in a database, and of
-                            the sample by which a supernet's scores are held against trainings
-    architectures.json      what the train step trains: the best of the method first, then each baseline at its best
+    studies/<name>.journal  the Optuna study of each method and of each baseline, unless they are in a database, and of
+                            the samples by which a supernet's scores are held against trainings
+    architectures.json      what the train step trains: the best of each method first, then each baseline at its best
     trials.parquet          every trial of every study
-    search.json             the method's search in numbers
+    search.json             each method's search in numbers
 
 A killed step goes on where its studies stand: finished trials stay, running ones resume at their last epoch.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,9 +38,7 @@ from trainer.study import Study, TrialRecord
 from trainer.summary import summary
 from trainer.workers import Epoch, Outcome, discard
 
-BASELINE = "zoo"
-
-
+FOUND, BASELINE = "found", "zoo"
 TRIALS = "trials"
 """The part of the step that several workers may do side by side."""
 
@@ -69,9 +68,12 @@ def search(
         UserError: the dataset does not fit a model or the method, or no trial of a study gave a model.
     """
     schema = DatasetSchema.load(dataset)
-    opener = _Opener(spec, output, shared)
-    studies = _studies(spec, train, schema, opener)
-    watcher = _Watcher(studies, spec, MAIN[schema.task], emit, tracker)
+    opener = _Opener(spec, train, output, shared)
+    methods = list(_method_studies(spec, schema, opener, emit))
+    baselines = list(_baseline_studies(spec, train, schema, opener, emit))
+    if not methods and not baselines:
+        raise UserError("nothing to train: name one of search.methods or at least one of train.baselines")
+    watcher = _Watcher(methods, baselines, spec, MAIN[schema.task], emit, tracker)
 
     def run(these: list[Study]) -> None:
         run_studies(
@@ -84,25 +86,33 @@ def search(
             on_end=watcher.on_end,
         )
 
-    run(studies)
-    sample = _sample(studies[0], opener)
-    if sample is not None:
-        watcher.studies = [*studies, sample.study]
-        run([sample.study])
+    run(watcher.studies)
+    samples = {study.name: sample for study in methods if (sample := _sample(study, opener))}
+    watcher.studies += [sample.study for sample in samples.values()]
+    run([sample.study for sample in samples.values()])
+    watcher.progress()
     if part == TRIALS:
         return
-    chosen = [entry for study in studies for entry in _chosen(study, spec, train)]
-    (output / "architectures.json").write_text(json.dumps(chosen, indent=1))
+    wanted = {*spec.methods, *train.baselines}
+    found = [entry for study in methods for entry in _chosen(study, FOUND, train.candidates, wanted, emit)]
+    tuned = [entry for study in baselines for entry in _chosen(study, BASELINE, 1, wanted, emit)]
+    if not found and not tuned:
+        raise UserError("no method and no baseline gave a model: see the notes above")
+    (output / "architectures.json").write_text(json.dumps([*found, *tuned], indent=1))
     _trials(watcher.studies).write_parquet(output / "trials.parquet")
-    (output / "search.json").write_text(json.dumps(_facts(studies[0], spec, sample), indent=1))
+    facts = [_facts(study, spec, samples.get(study.name)) for study in methods]
+    (output / "search.json").write_text(json.dumps(facts, indent=1))
     discard(output / "checkpoints")
 
 
 class _Watcher:
     """What the user sees of the search while it runs."""
 
-    def __init__(self, studies: list[Study], spec: SearchSpec, metric: str, emit: Emit, tracker: Tracker) -> None:
-        self.studies, self.spec, self.metric = studies, spec, metric
+    def __init__(
+        self, methods: list[Study], baselines: list[Study], spec: SearchSpec, metric: str, emit: Emit, tracker: Tracker
+    ) -> None:
+        self.studies, self.leading = [*methods, *baselines], methods or baselines
+        self.spec, self.metric = spec, metric
         self.emit, self.tracker = emit, tracker
         self.progress()
 
@@ -132,10 +142,10 @@ class _Watcher:
         records = [record for study in self.studies for record in study.records()]
         running = sum(record.state == "running" for record in records)
         done = len(records) - running
-        total = max(len(records), sum(study.trials for study in self.studies))  # more, where trials were lowered
+        total = sum(study.expected() for study in self.studies)
         seconds = [record.seconds for record in records if record.seconds]
         left = sum(seconds) / len(seconds) * (total - done) / self.spec.workers if seconds else None
-        best = self.studies[0].best()
+        name, value = self._best()
         self.emit(
             "progress",
             done=done,
@@ -143,56 +153,82 @@ class _Watcher:
             running=running,
             failed=sum(record.state == "failed" for record in records),
             unit="trials",
-            best=best[0].value if best else None,
-            best_trial=f"{self.studies[0].name}-{best[0].number}" if best else None,
+            best=value,
+            best_trial=name,
             seconds_left=left,
         )
+
+    def _best(self) -> tuple[str | None, float | None]:
+        """The best trial of all; values of whole trainings go before those of less."""
+        bests = [(study, best) for study in self.leading for best in study.best()]
+        if not bests:
+            return None, None
+        study, best = min(bests, key=lambda pair: (pair[0].fidelity is not None, pair[1].value or 0.0))
+        return f"{study.name}-{best.number}", best.value
 
 
 class _Opener:
     """Opens the studies of a search where they are kept."""
 
-    def __init__(self, spec: SearchSpec, output: Path, shared: Shared | None) -> None:
-        self.spec, self.shared, self.folder = spec, shared, output / "studies"
+    def __init__(self, spec: SearchSpec, train: TrainSpec, output: Path, shared: Shared | None) -> None:
+        self.spec, self.training, self.shared, self.folder = spec, train.settings(), shared, output / "studies"
         self.folder.mkdir(exist_ok=True)
         self.database = Database(shared.url) if shared else None
 
     def whole(self, study: Study, space: dict[str, Any], trials: int) -> Study:
         """Whole trainings beside `study` of all that `space` has."""
-        return self.open(f"{study.name}-sample", space, trials, sampler="grid", prune=False)
+        return self.open(f"{study.name}-sample", space, trials, sampler="grid", prune=False, budget=None)
 
-    def open(self, name: str, space: dict[str, Any], trials: int, **changes: Any) -> Study:
+    def open(self, name: str, space: dict[str, Any], trials: int | None, **changes: Any) -> Study:
         spec, prefix = self.spec, f"{self.shared.prefix}/" if self.shared else ""
-        settings = {"sampler": spec.sampler, "seed": spec.seed, "prune": spec.prune, "lag": 2 * spec.workers - 1}
+        settings = {
+            "sampler": spec.sampler_of(),
+            "budget": spec.budget,
+            "seed": spec.seed,
+            "prune": spec.prune,
+            "lag": 2 * spec.workers - 1,
+        }
         storage = self.database or JournalFile(self.folder / f"{name}.journal")
         return Study(storage, name, space, key=prefix + name, trials=trials, **(settings | changes))
 
 
-def _studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener) -> list[Study]:
-    """The method's study first, then one for each baseline."""
-
-    def study(
-        name: str, template: dict[str, Any], trials: int, supernet: dict[str, Any] | None = None, **others: Any
-    ) -> Study:
-        return opener.open(name, candidate_space(template, train.settings(), spec.tune, supernet), trials, **others)
-
-    studies = []
-    if spec.method != "none":
-        method, own = METHODS[spec.method], getattr(spec, spec.method)
-        supernet = method.plan(own) if method.plan else None
-        fidelity = None if spec.fidelity.full else spec.fidelity
-        studies.append(
-            study(
-                spec.method, method.space(schema, own), spec.trials, supernet, fidelity=fidelity, inherit=spec.inherit
-            )
+def _method_studies(spec: SearchSpec, schema: DatasetSchema, opener: _Opener, emit: Emit) -> Iterator[Study]:
+    for name in spec.named(schema.task):
+        method, own = METHODS[name], spec.section(name)
+        template = _fitting(name, name in spec.methods, partial(method.space, schema, own), emit)
+        if template is None:
+            continue
+        trained = method.plan is None
+        yield opener.open(
+            name,
+            candidate_space(template, opener.training, spec.tune, method.plan(own) if method.plan else None),
+            spec.trials,
+            sampler=spec.sampler_of(name),
+            fidelity=spec.fidelity if trained and not spec.fidelity.full else None,
+            inherit=spec.inherit and trained,
         )
-    for name in train.baselines:
+
+
+def _baseline_studies(
+    spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener, emit: Emit
+) -> Iterator[Study]:
+    for name in train.named(zoo.names(schema.task)):
         settings = train.baseline(name)
-        template = pinned(zoo.template(name, schema), settings.choices)
-        studies.append(study(name, template, settings.trials or spec.trials))
-    if not studies:
-        raise UserError("nothing to train: name a search.method or at least one of train.baselines")
-    return studies
+        template = _fitting(name, name in train.baselines, partial(zoo.template, name, schema), emit)
+        if template is not None:
+            space = candidate_space(pinned(template, settings.choices), opener.training, spec.tune)
+            yield opener.open(name, space, settings.trials or spec.trials)
+
+
+def _fitting(name: str, wanted: bool, template: Callable[[], dict[str, Any]], emit: Emit) -> dict[str, Any] | None:
+    """The template; None where the dataset has not what it needs and nobody asked for it by its name."""
+    try:
+        return template()
+    except UserError as error:
+        if wanted:
+            raise
+        emit("note", text=f"{name} is left out: {error}")
+        return None
 
 
 @dataclass(frozen=True)
@@ -235,17 +271,19 @@ def _sample_of_trials(study: Study, size: int, opener: _Opener) -> _Sample | Non
     return _Sample(opener.whole(study, space, len(drawn)), scores, "low fidelity", "at low fidelity")
 
 
-def _chosen(study: Study, spec: SearchSpec, train: TrainSpec) -> Iterator[dict[str, Any]]:
+def _chosen(study: Study, origin: str, most: int, wanted: Collection[str], emit: Emit) -> Iterator[dict[str, Any]]:
     """The study's best candidates as the train step takes them."""
-    found = study.name == spec.method
-    best = study.best(train.candidates if found else 1)
+    best = study.best(most)
     if not best:
         errors = [str(record.attrs["error"]) for record in study.records() if "error" in record.attrs]
-        raise UserError(f"no trial of {study.name} gave a model: {errors[0] if errors else 'all were pruned'}")
+        text = f"no trial of {study.name} gave a model: {errors[0] if errors else 'all were pruned'}"
+        if study.name in wanted:
+            raise UserError(text)
+        emit("note", text=f"{study.name} is left out: {text}")
     for rank, record in enumerate(best, start=1):
         yield {
-            "name": f"{study.name}-{rank}" if found else study.name,
-            "origin": "found" if found else BASELINE,
+            "name": f"{study.name}-{rank}" if origin == FOUND else study.name,
+            "origin": origin,
             "architecture": record.found.architecture.to_dict(),
             "training": record.found.training.model_dump(mode="json"),
             "hash": record.found.hash,
@@ -261,7 +299,7 @@ def _cost(study: Study) -> dict[str, float]:
 
 
 def _facts(study: Study, spec: SearchSpec, sample: _Sample | None) -> dict[str, Any]:
-    facts: dict[str, Any] = {"method": spec.method, "sampler": spec.sampler, **_cost(study)}
+    facts: dict[str, Any] = {"method": study.name, "sampler": spec.sampler_of(study.name), **_cost(study)}
     if sample:
         facts["figures"] = [_ranks(sample)]
     best = study.best()

@@ -3,12 +3,15 @@
 Light on purpose (pydantic only): validating a file must not load a tensor library.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from components.dataset import Url
 from trainer.methods.settings import (
+    SECTIONS,
+    TASKS,
     AMEIRSettings,
     AutoCTRSettings,
     AutoDimSettings,
@@ -22,7 +25,8 @@ from trainer.methods.settings import (
     MDESettings,
     NISSettings,
 )
-from trainer.settings import FidelitySettings, TrainSettings, TuneSettings
+from trainer.schema import Task
+from trainer.settings import Budget, FidelitySettings, TrainSettings, TuneSettings
 
 Method = Literal[
     "autorec",
@@ -37,7 +41,8 @@ Method = Literal[
     "autoctr",
     "field_dims",
     "mde",
-    "none",
+    "random",
+    "all",
 ]
 Sampler = Literal["random", "greedy", "bayesian", "grid", "evolution", "unguided_evolution", "nsga2"]
 Metric = Literal[
@@ -60,9 +65,19 @@ class SearchSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Method = Field(default="autorec", description="search method; none: only the baselines")
-    sampler: Sampler = Field(default="bayesian", description="how the next trial is chosen")
-    trials: int = Field(default=10, ge=1, description="candidates to try")
+    methods: list[Method] = Field(
+        default=["autorec"],
+        description="search methods, one after the other; []: only the baselines; random: random search in autorec's"
+        " space; all: every method that fits the task and the fields",
+    )
+    sampler: Sampler | None = Field(
+        default=None,
+        description="how the next trial is chosen; if not set evolution for autoctr, bayesian for all others",
+    )
+    trials: int | None = Field(
+        default=None, ge=1, description="most candidates of each method and each baseline; 10 if no budget is set"
+    )
+    budget: Budget | None = Field(default=None, description="what each method and each baseline may spend on trials")
     workers: int = Field(default=1, ge=1, description="candidates trained at the same time, a process each")
     seed: int = Field(default=2026, ge=0, description="of the sampler and of every training")
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
@@ -92,6 +107,19 @@ class SearchSpec(BaseModel):
     )
     mde: MDESettings = Field(default=MDESettings(), description="the method mde: widths by a power law")
 
+    def named(self, task: Task) -> tuple[str, ...]:
+        """The methods in the order of the file; `all` stands for those that do the task."""
+        fitting = [name for name, tasks in TASKS.items() if task in tasks]
+        return tuple(dict.fromkeys(one for name in self.methods for one in (fitting if name == "all" else [name])))
+
+    def section(self, method: str) -> Any:
+        """The settings of a method."""
+        return getattr(self, SECTIONS.get(method, method))
+
+    def sampler_of(self, method: str | None = None) -> Sampler:
+        """What chooses the trials of a method, or of a baseline."""
+        return "random" if method == "random" else self.sampler or ("evolution" if method == "autoctr" else "bayesian")
+
 
 class BaselineSettings(BaseModel):
     """How one hand-made model of the zoo is tuned, where that differs from what is searched."""
@@ -110,12 +138,20 @@ class TrainSpec(TrainSettings):
 
     candidates: int = Field(default=1, ge=1, description="best architectures of the search to train")
     seeds: int = Field(default=3, ge=1, description="trainings per model; the leaderboard shows mean and deviation")
-    baselines: list[str] = Field(default=[], description="models of the zoo to tune and train beside what is found")
+    baselines: list[str] = Field(
+        default=[],
+        description="models of the zoo to tune and train beside what is found; all: every one that fits the task and"
+        " the fields",
+    )
     baseline_settings: dict[str, BaselineSettings] = Field(
         default={}, description="settings of a baseline, by its name"
     )
     nodes: int = Field(default=1, ge=1, description="machines of one training; on one machine they are processes")
     processes: int = Field(default=1, ge=1, description="processes of one training on each machine")
+
+    def named(self, zoo: Sequence[str]) -> tuple[str, ...]:
+        """The baselines in the order of the file; `all` stands for the whole `zoo`."""
+        return tuple(dict.fromkeys(one for name in self.baselines for one in (zoo if name == "all" else [name])))
 
     def baseline(self, name: str) -> BaselineSettings:
         """The settings of one of `baselines`."""

@@ -90,8 +90,9 @@ def _model(
         champion = next((one for one in candidates if one["origin"] == "found"), candidates[0])
         return champion["name"], str(found), _for_schema(champion["architecture"], schema, found)
     train = pipeline.spec.train
-    name = model or next(iter(train.baselines), DEFAULT_MODEL)
-    origin = "--model" if model else "the first of train.baselines" if train.baselines else "the default"
+    first = next((name for name in train.baselines if name != "all"), None)
+    name = model or first or DEFAULT_MODEL
+    origin = "--model" if model else "the first of train.baselines" if first else "the default"
     template = pinned(zoo.template(name, schema), train.baseline(name).choices)
     return name, f"zoo, {origin}", Architecture.from_dict(fill_params(template, {}))
 

@@ -4,9 +4,12 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from pipelines.spec import SearchPipeline
 
 INTERRUPTED = "interrupted; the same command again continues where it stopped"
 
@@ -44,8 +47,35 @@ def run(
     from pipelines.spec import load
 
     pipeline = load(file, tuple(overrides or ()))
-    folder = output or Path("runs") / pipeline.metadata.name
+    _run(pipeline, file, output or Path("runs") / pipeline.metadata.name)
 
+
+@app.command()
+def compare(
+    file: File,
+    budget: Annotated[
+        str, typer.Option(help="what each method and model may spend: seconds (3600s) or rows learned from (20M)")
+    ],
+    methods: Annotated[str, typer.Option(help="methods with commas between them, or all")] = "all",
+    seeds: Annotated[int, typer.Option(min=1, help="final trainings of each model")] = 3,
+    overrides: Set = None,
+    output: Annotated[
+        Path | None, typer.Option(help="folder of the comparison; runs/NAME-compare if not given")
+    ] = None,
+) -> None:
+    """Compare search methods and the tuned zoo at one budget."""
+    from pipelines.comparison import comparison
+    from pipelines.spec import render as as_text
+
+    pipeline = comparison(file, methods, budget, seeds, tuple(overrides or ()))
+    folder = output or Path("runs") / pipeline.metadata.name
+    whole = folder / "pipeline.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    whole.write_text(as_text(pipeline))
+    _run(pipeline, whole, folder)
+
+
+def _run(pipeline: "SearchPipeline", file: Path, folder: Path) -> None:
     from components.shipping import tracking_uri
     from pipelines import leaderboard, local
     from pipelines.progress import Display

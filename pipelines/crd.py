@@ -122,7 +122,8 @@ SPLIT: Rules = (
 SEQUENCE_MODELS = [name for name in zoo.names() if "sequence" in zoo.needs(name)]
 SPEC: Rules = (
     (
-        "!has(self.train.baseline_settings) || self.train.baseline_settings.all(name, name in self.train.baselines)",
+        "!has(self.train.baseline_settings) || 'all' in self.train.baselines"
+        " || self.train.baseline_settings.all(name, name in self.train.baselines)",
         "train.baseline_settings: settings of a model that is none of train.baselines",
     ),
     (
@@ -133,11 +134,11 @@ SPEC: Rules = (
     ),
     *(
         (
-            f"self.dataset.task != '{task}' || self.search.method in {[*methods, 'none']}",
-            f"search.method: does not do dataset.task {task}; write {' or '.join([*methods, 'none'])}",
+            f"self.dataset.task != '{task}' || self.search.methods.all(method, method in {methods})",
+            f"search.methods: those that do dataset.task {task} are {', '.join(methods)}",
         )
         for task in get_args(Task)
-        for methods in [[method for method, tasks in TASKS.items() if task in tasks]]
+        for methods in [[*(method for method, tasks in TASKS.items() if task in tasks), "all"]]
     ),
     *(
         (
@@ -145,23 +146,28 @@ SPEC: Rules = (
             f"train.baselines: models that do dataset.task {task} are {', '.join(models)}",
         )
         for task in get_args(Task)
-        for models in [[name for name in zoo.names() if task in zoo.tasks(name)]]
+        for models in [[*zoo.names(task), "all"]]
     ),
     (
-        "self.search.method != 'none' || size(self.train.baselines) > 0",
-        "train.baselines: nothing to train: search.method is none; name at least one model of the zoo",
+        "size(self.search.methods) > 0 || size(self.train.baselines) > 0",
+        "train.baselines: nothing to train: search.methods is empty; name at least one model of the zoo",
     ),
     (
-        f"self.search.method in {TRAINED} || (self.search.fidelity.rows == 1.0 && !has(self.search.fidelity.hash))",
+        f"self.search.methods.exists(method, method in {[*TRAINED, 'all']})"
+        " || (self.search.fidelity.rows == 1.0 && !has(self.search.fidelity.hash))",
         f"search.fidelity: is for methods whose trial is one training: {', '.join(TRAINED)}",
     ),
     (
-        f"self.search.method in {TRAINED} || !self.search.inherit",
+        f"self.search.methods.exists(method, method in {[*TRAINED, 'all']}) || !self.search.inherit",
         f"search.inherit: is for methods whose trial is one training: {', '.join(TRAINED)}",
     ),
     (
-        "self.search.method == 'none' || self.train.candidates <= self.search.trials",
+        "size(self.search.methods) == 0 || !has(self.search.trials) || self.train.candidates <= self.search.trials",
         "train.candidates: more candidates than search.trials cannot come out of the search",
+    ),
+    (
+        "!has(self.search.budget) || has(self.search.budget.samples) || has(self.search.budget.seconds)",
+        "search.budget: write 'samples' or 'seconds'",
     ),
     *(
         (
@@ -184,7 +190,7 @@ SPEC: Rules = (
         "train.processes: each process of a training needs a GPU of resources.gpus",
     ),
 )
-FREE = {"search.trials", "search.workers"}
+FREE = {"search.trials", "search.budget", "search.workers"}
 """Keys of search and train that a running pipeline follows; of the other sections `resources`, `retries`, `suspend`."""
 STARTED = "has(oldSelf.status) && has(oldSelf.status.phase)"
 RUNNING = f"{STARTED} && oldSelf.status.phase == 'Running'"
@@ -225,8 +231,9 @@ def definition() -> Schema:
     _rule(spec, SPEC)
     _rule(schema, (NAME, *changes()))
     train, search = spec["properties"]["train"]["properties"], spec["properties"]["search"]["properties"]
-    train["baselines"]["items"] |= {"enum": list(zoo.names())}
+    train["baselines"]["items"] |= {"enum": [*zoo.names(), "all"]}
     train["baselines"] |= {"x-kubernetes-list-type": "set", "maxItems": len(zoo.names())}
+    search["methods"] |= {"x-kubernetes-list-type": "set", "maxItems": len(TASKS)}
     train["baseline_settings"] |= {"maxProperties": len(zoo.names())}
     for name, field in SearchSpec.model_fields.items():
         settings = field.default

@@ -50,7 +50,7 @@ STEPS = (
         settings=("search", "train"),
         without=("train.seeds",),
         resumable=True,
-        extends=("search.trials", "train.baselines", "train.baseline_settings", "train.candidates"),
+        extends=("search.trials", "search.budget", "train.baselines", "train.baseline_settings", "train.candidates"),
         data="trainer/zoo/*.yaml",
     ),
     Step("train", inputs=("ingest", "search"), settings=("train",), resumable=True),

@@ -26,7 +26,7 @@ _HEADINGS = {
     "sampled_ndcg_at_10": "sampled NDCG@10",
 }
 
-_EXTRAS = ("parameters", "train", "search", "FLOPs")
+_EXTRAS = ("parameters", "beats", "train", "search", "FLOPs")
 """Columns beside the metrics, in the order in which a narrow console keeps them."""
 
 
@@ -104,6 +104,7 @@ def show(console: Console, report: Report, commands: list[tuple[str, str]], fold
 def _facts(entry: dict[str, Any]) -> dict[str, str]:
     return {
         "parameters": _count(sum(entry["parameters"].values())),
+        "beats": str(len(entry["beats"])),
         "train": duration(entry["train_seconds"]),
         "search": duration(entry["search_seconds"]),
         "FLOPs": _count(entry["flops"]),

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pipelines.graph import STEPS, keys
 from pipelines.spec import SearchPipeline
+from trainer import zoo
 
 Phase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
 Ending = Literal["active", "succeeded", "mistake", "no space", "lost", "out of memory", "failed"]
@@ -154,8 +155,10 @@ class _Look:
         if step == "search":
             return [str(number) for number in range(spec.search.workers)]
         if step == "train":
-            found = spec.train.candidates if spec.search.method != "none" else 0
-            return [str(number) for number in range((found + len(spec.train.baselines)) * spec.train.seeds)]
+            task = spec.dataset.task
+            found = spec.train.candidates * len(spec.search.named(task))
+            tuned = len(spec.train.named(zoo.names(task)))
+            return [str(number) for number in range((found + tuned) * spec.train.seeds)]
         return [""]
 
     def _of(self, step: str, part: str) -> list[JobState]:

@@ -37,6 +37,8 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
 }
 """Metrics of each task, the default one first."""
 
+TRIALS = 10
+"""Trials of each method and baseline, if the file says neither how many nor what they may cost."""
 NAME_LENGTH = 40
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
 """As Kubernetes wants it for a label, with room for what the names of the pipeline's Jobs add."""
@@ -78,12 +80,14 @@ class PipelineSpec(BaseModel):
     suspend: bool = Field(default=False, description="cluster: stop the pods; nothing is lost, false goes on")
 
     @model_validator(mode="after")
-    def _metric_follows_task(self) -> "PipelineSpec":
-        """Give `evaluate.metric` the task's own default, so that a rendered file shows it."""
-        if self.evaluate.metric is not None:
-            return self
-        metric = METRICS[self.dataset.task][0]
-        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric})})
+    def _filled(self) -> "PipelineSpec":
+        """With the defaults that depend on other keys, so that a rendered file shows them."""
+        search, evaluate = self.search, self.evaluate
+        if evaluate.metric is None:
+            evaluate = evaluate.model_copy(update={"metric": METRICS[self.dataset.task][0]})
+        if search.trials is None and search.budget is None:
+            search = search.model_copy(update={"trials": TRIALS})
+        return self.model_copy(update={"search": search, "evaluate": evaluate})
 
 
 class SearchPipeline(BaseModel):
@@ -145,33 +149,44 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
         valid = " or ".join(METRICS[task])
         message = f"{spec.evaluate.metric} does not fit dataset.task {task}; write {valid}"
         problems.append(Problem(("spec", "evaluate", "metric"), message))
-    if spec.search.method == "none" and not spec.train.baselines:
-        message = "nothing to train: search.method is none; name at least one model of the zoo"
+    if not spec.search.methods and not spec.train.baselines:
+        message = "nothing to train: search.methods is empty; name at least one model of the zoo"
         problems.append(Problem(("spec", "train", "baselines"), message))
-    if spec.search.method != "none" and spec.train.candidates > spec.search.trials:
+    if spec.search.methods and spec.search.trials is not None and spec.train.candidates > spec.search.trials:
         message = f"{spec.train.candidates} candidates cannot come out of search.trials: {spec.search.trials}"
         problems.append(Problem(("spec", "train", "candidates"), message))
     wrong = spec.search.tune.left_out(spec.train)
     problems += [Problem(("spec", "train", name), message) for name, message in wrong.items()]
-    return problems + _wrong_method(spec) + _wrong_baselines(spec)
+    return problems + _wrong_methods(spec) + _wrong_baselines(spec)
 
 
-def _wrong_method(spec: PipelineSpec) -> list[Problem]:
-    """The method does the task; one that opens a hand-made model needs one that has the part in question."""
-    method, task = spec.search.method, spec.dataset.task
-    if method != "none" and task not in TASKS[method]:
-        able = [name for name, tasks in TASKS.items() if task in tasks]
-        message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'none'])}"
-        return [Problem(("spec", "search", "method"), message)]
-    for key, set_ in {"fidelity": not spec.search.fidelity.full, "inherit": spec.search.inherit}.items():
-        if method not in TRAINED and set_:
-            message = f"{method} is no method whose trial is one training; leave it out, or search"
-            return [Problem(("spec", "search", key), f"{message} {' or '.join(TRAINED)}")]
-    settings = getattr(spec.search, method, None)
+def _wrong_methods(spec: PipelineSpec) -> list[Problem]:
+    """Methods that do not do the task or stand there twice, and settings that do not fit them."""
+    search, task = spec.search, spec.dataset.task
+    able = [name for name, tasks in TASKS.items() if task in tasks]
+    problems = []
+    for index, method in enumerate(search.methods):
+        path: KeyPath = ("spec", "search", "methods", index)
+        if method not in (*able, "all"):
+            message = f"{method} does not do dataset.task {task}; write {' or '.join([*able, 'all'])}"
+            problems.append(Problem(path, f"{message}, or methods: []"))
+        if method in search.methods[:index]:
+            problems.append(Problem(path, f"{method} stands in the list twice"))
+    methods = search.named(task)
+    for key, set_ in {"fidelity": not search.fidelity.full, "inherit": search.inherit}.items():
+        if set_ and not set(methods) & set(TRAINED):
+            message = "none of search.methods has one training for a trial; leave it out, or search"
+            problems.append(Problem(("spec", "search", key), f"{message} {' or '.join(TRAINED)}"))
+    return problems + [problem for method in methods if method in able for problem in _wrong_settings(spec, method)]
+
+
+def _wrong_settings(spec: PipelineSpec, method: str) -> list[Problem]:
+    """A method that opens a hand-made model needs one that has the part in question."""
+    settings, task = spec.search.section(method), spec.dataset.task
     if not isinstance(settings, BackboneSettings):
         return []
-    path = ("spec", "search", method)
-    able = [name for name in zoo.names() if task in zoo.tasks(name)]
+    path: KeyPath = ("spec", "search", method)
+    able = zoo.names(task)
     fitting = [name for name in able if settings.opens(zoo.parts(name, task))]
     if settings.backbone in fitting:
         wrong = _wrong_choices((*path, "choices"), settings.backbone, task, settings.choices)
@@ -206,26 +221,32 @@ def _wrong_choices(path: KeyPath, model: str, task: Task, choices: Mapping[str, 
 
 def _wrong_baselines(spec: PipelineSpec) -> list[Problem]:
     task, named = spec.dataset.task, spec.train.baselines
-    models = [name for name in zoo.names() if task in zoo.tasks(name)]
-    # By `of`, not by `kind`: a parquet column of lists is known for a sequence without being declared one.
-    histories = spec.dataset.format == "sequence" or any(field.of for field in spec.dataset.fields.values())
+    models = zoo.names(task)
     problems: list[Problem] = []
     for index, name in enumerate(named):
         path: KeyPath = ("spec", "train", "baselines", index)
-        if name not in zoo.names():
-            problems.append(Problem(path, f"no model {name!r} in the zoo; {suggest(name, models)}"))
-        elif name not in models:
-            message = f"{name} does not do dataset.task {task}; valid here: {', '.join(models)}"
-            problems.append(Problem(path, message))
-        elif "sequence" in zoo.needs(name) and not histories and task != "next_item":
-            message = f"{name} needs a sequence; add one to dataset.fields, or leave {name} out"
-            problems.append(Problem(path, message))
+        if name != "all":
+            problems += _wrong_baseline(path, name, spec.dataset)
         if name in named[:index]:
             problems.append(Problem(path, f"{name} stands in the list twice"))
     for name, settings in spec.train.baseline_settings.items():
         path = ("spec", "train", "baseline_settings", name)
-        if name not in named:
+        if name not in spec.train.named(models):
             problems.append(Problem(path, f"{name} is none of train.baselines; {suggest(name, named)}"))
         elif name in models:
             problems += _wrong_choices((*path, "choices"), name, task, settings.choices)
     return problems
+
+
+def _wrong_baseline(path: KeyPath, name: str, dataset: DatasetSpec) -> list[Problem]:
+    models = zoo.names(dataset.task)
+    if name not in zoo.names():
+        return [Problem(path, f"no model {name!r} in the zoo; {suggest(name, models)}")]
+    if name not in models:
+        message = f"{name} does not do dataset.task {dataset.task}; valid here: {', '.join(models)}"
+        return [Problem(path, message)]
+    # By `of`, not by `kind`: a parquet column of lists is known for a sequence without being declared one.
+    histories = dataset.format == "sequence" or any(field.of for field in dataset.fields.values())
+    if "sequence" in zoo.needs(name) and not histories and dataset.task != "next_item":
+        return [Problem(path, f"{name} needs a sequence; add one to dataset.fields, or leave {name} out")]
+    return []

@@ -183,7 +183,7 @@ def _power_law(rows: dict[str, int], temperature: float) -> Widths:
 
 def _narrow_advice(changes: dict[str, Widths], problem: Problem, short: Plan) -> Advice | None:
     """The first of these changes with which the model fits, or the last one that changes anything."""
-    how = "search.method: autodim, mde, field_dims"
+    how = "search.methods: autodim, mde, field_dims"
     possible = {change: narrowed(problem.architecture, widths) for change, widths in changes.items()}
     left = [(name, replace(problem, architecture=made)) for name, made in possible.items() if made is not None]
     while left:

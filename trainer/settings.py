@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["auto", "fp32", "bf16"]
 TableOptimizer = Literal["auto", "adam", "lazy_adam"]
@@ -37,6 +37,26 @@ class TrainSettings(BaseModel):
         0.995, ge=0, lt=1, description="decay of the running mean of the weights that is evaluated and kept (0: off)"
     )
     precision: Precision = Field("auto", description="number format of the matrix products")
+
+
+class Budget(BaseModel):
+    """What the trials of one study may cost together; the first trial is made whatever it costs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int | None = Field(None, ge=1, description="rows learned from, each counted in every pass")
+    seconds: float | None = Field(None, gt=0, description="training time, summed over the workers")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Budget":
+        if self.samples is None and self.seconds is None:
+            raise ValueError("write 'samples' or 'seconds'")
+        return self
+
+    def share(self, samples: float, seconds: float) -> float:
+        """How much of it is spent: 1 is all."""
+        limits = ((samples, self.samples), (seconds, self.seconds))
+        return max(spent / limit for spent, limit in limits if limit is not None)
 
 
 class FidelitySettings(BaseModel):

@@ -22,12 +22,14 @@ from trainer.architecture import Architecture
 from trainer.candidate import Candidate
 from trainer.errors import UserError
 from trainer.propose import Past, Proposal, Sampler, propose, quiet
-from trainer.settings import FidelitySettings
+from trainer.settings import Budget, FidelitySettings
 from trainer.shapes import count
 from trainer.space import Label, Params, choices, digest, fill_params
 from trainer.storage import BEAT, StudyStorage
 
 WAIT: Final = "wait"
+FRUITLESS = 10
+"""Trials without a training, one after the other, by which a search on a budget knows that nothing new is left."""
 State = Literal["running", "complete", "pruned", "failed", "duplicate"]
 
 
@@ -65,7 +67,8 @@ class TrialRecord:
 
 
 class Study:
-    """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`).
+    """The search for the best of `trials` candidates in `space` (see `trainer.candidate.candidate_space`), or of as
+    many as `budget` allows, whatever ends it first.
 
     `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
     `key` is the study's name in the storage, `name` if not set. `fidelity`: of trials that are less than a training.
@@ -81,7 +84,8 @@ class Study:
         *,
         key: str | None = None,
         sampler: Sampler,
-        trials: int,
+        trials: int | None,
+        budget: Budget | None = None,
         lag: int,
         seed: int,
         prune: bool = True,
@@ -89,7 +93,8 @@ class Study:
         inherit: bool = False,
     ) -> None:
         self.name, self._key, self._store = name, key or name, storage
-        self._space, self._sampler, self.trials, self._lag, self._seed = space, sampler, trials, lag, seed
+        self._space, self._sampler, self._lag, self._seed = space, sampler, lag, seed
+        self._trials, self._budget = math.inf if trials is None else trials, budget
         self._prune, self.fidelity, self.inherit = prune, fidelity, inherit
         self._choices = choices(space)
         self._storage = storage.optuna
@@ -124,9 +129,11 @@ class Study:
         for trial in others:
             if self._store.stale(trial):
                 return self._taken(trial.number)
-        while (number := len(self._all())) < self.trials:
+        while (number := len(self._all())) < self._trials:
             if self._waits(number):
                 return WAIT
+            if self._spent(number):
+                break
             proposal = self._propose(number)
             self._record(proposal)
             if proposal.duplicate_of is None:
@@ -141,11 +148,49 @@ class Study:
         if self._store.shared:
             return
         number = len(self._all())
-        if number < self.trials and not self._waits(number):
+        if number < self._trials and not self._waits(number) and not self._spent(number):
             self._propose(number)
 
     def _waits(self, number: int) -> bool:
-        return any(not trial.state.is_finished() for trial in self._all()[: max(0, number - self._lag + 1)])
+        return any(not trial.state.is_finished() for trial in self._settled(number))
+
+    def _settled(self, number: int) -> list[FrozenTrial]:
+        """The trials that must be over before trial `number`; with a budget the first one, for what a trial costs."""
+        least = 1 if self._budget and number else 0
+        return self._all()[: max(least, number - self._lag + 1)]
+
+    def _spent(self, number: int) -> bool:
+        """Whether trial `number` would exceed the budget, if it and those in flight cost what one has cost so far.
+
+        Duplicates and failures may cost nothing: a space without anything new is left after FRUITLESS of them.
+        """
+        if self._budget is None or number == 0:
+            return False
+        settled = self._settled(number)
+        if len(settled) >= FRUITLESS and not any(_ran(trial) for trial in settled[-FRUITLESS:]):
+            return True
+        spent = self._share(settled)
+        trained = sum("duplicate_of" not in trial.user_attrs for trial in settled)
+        in_flight = sum("duplicate_of" not in trial.user_attrs for trial in self._all()[len(settled) : number])
+        return spent + spent / max(trained, 1) * (in_flight + 1) > 1
+
+    def _share(self, trials: Sequence[FrozenTrial]) -> float:
+        assert self._budget is not None
+        facts = [trial.user_attrs for trial in trials]
+        samples, seconds = (sum(fact.get(name, 0) for fact in facts) for name in ("samples", "seconds"))
+        return self._budget.share(samples, seconds)
+
+    def expected(self) -> int:
+        """About how many trials there will be."""
+        trials = self._all()
+        known = len(trials)
+        if self._budget is None:
+            return max(known, int(self._trials))  # more, where trials were lowered
+        if self._spent(known):
+            return known
+        ended = [trial for trial in trials if trial.state.is_finished()]
+        spent = self._share(ended)
+        return int(min(self._trials, max(known, len(ended) / spent if spent else 1)))
 
     def _propose(self, number: int) -> Proposal:
         if self._ahead is None or self._ahead.number != number:

@@ -55,7 +55,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for method, sampler in SEARCHES:
             folder = arguments.output / f"autoctr-{arguments.table}-{method}-{sampler}-{seed}"
-            chosen = {"search.method": method, "search.sampler": sampler, "search.seed": 2026 + seed}
+            chosen = {"search.methods": [method], "search.sampler": sampler, "search.seed": 2026 + seed}
             reports.setdefault(f"{method}, {sampler}", []).append(run(file, folder, {**changes, **chosen}))
     budget = min(sum(trial["samples"] for trial in trials(report)) for one in reports.values() for report in one)
     print(f"\n{arguments.table}: {arguments.trials} trials, {arguments.seeds} seeds, {budget:,} samples\n")
@@ -65,7 +65,7 @@ def main() -> None:
 
 def trials(report: Report) -> list[Trial]:
     """Those of the method, as they were proposed."""
-    return [trial for trial in report["trials"] if trial["study"] == report["search"]["method"]]
+    return [trial for trial in report["trials"] if trial["study"] == report["searches"][0]["method"]]
 
 
 def best_within(report: Report, samples: float) -> float:

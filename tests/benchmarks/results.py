@@ -52,7 +52,7 @@ def main() -> None:
         for variant, changes in variants.items()
     }
     for variant, report in reports.items():
-        print(f"\n{arguments.table}, {variant} ({report['search']['trials']} trials each)\n\n{markdown(report)}")
+        print(f"\n{arguments.table}, {variant} ({report['searches'][0]['trials']} trials each)\n\n{markdown(report)}")
     print(f"\nwall time {(time.monotonic() - started) / 60:.1f} min on {os.cpu_count()} cores")
 
 

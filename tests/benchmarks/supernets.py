@@ -69,7 +69,7 @@ def choices(model: str, *, without: str = "") -> dict[str, Any]:
 def zoo(model: str) -> Row:
     pinned = choices(model) if model in OWN_CHOICES else {"embedding.dim": 4}
     settings = {model: {"choices": pinned}}
-    return model, {"search.method": "none", "train.baselines": [model], "train.baseline_settings": settings}
+    return model, {"search.methods": [], "train.baselines": [model], "train.baseline_settings": settings}
 
 
 def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:
@@ -77,7 +77,7 @@ def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **set
     sized = method in ("autodim", "field_dims", "mde", "nis")
     section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
     return f"{name} ({backbone})", {
-        "search.method": method,
+        "search.methods": [method],
         "search.trials": trials,
         f"search.{method}": section | settings,
     }
@@ -152,7 +152,7 @@ def nis(backbone: str, budget: float) -> list[Row]:
 
 def uniform(backbone: str, width: int) -> Row:
     pinned = {backbone: {"choices": choices(backbone) | {"embedding.dim": width}}}
-    changes = {"search.method": "none", "train.baselines": [backbone], "train.baseline_settings": pinned}
+    changes = {"search.methods": [], "train.baselines": [backbone], "train.baseline_settings": pinned}
     return f"{backbone}, width {width}", changes
 
 
@@ -335,7 +335,7 @@ def cost(source: str, output: Path) -> None:
     from trainer.settings import TrainSettings
     from trainer.space import fill_params
 
-    once = {"search.method": "none", "train.baselines": ["fm"], "search.trials": 1, "train.seeds": 1, "train.epochs": 1}
+    once = {"search.methods": [], "train.baselines": ["fm"], "search.trials": 1, "train.seeds": 1, "train.epochs": 1}
     run("movielens-ctr.yaml", output / "cost", {"dataset.source": source, **once})
     folder = output / "cost" / "ingest"
     schema = DatasetSchema.load(folder)

@@ -15,7 +15,7 @@ from tests.pipelines.test_mistakes import CASES, GOOD
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 LATER = {
-    "method: autofis\n    autofis: {triples: [false, true], backbone: dlrm}": "what a method can open",
+    "methods: [autofis]\n    autofis: {triples: [false, true], backbone: dlrm}": "what a method can open",
     "<<: {trials: 20}": "kubectl merges the mappings before it sends them",
     "trials:": "to the API server no value is the default value",
 }
@@ -68,7 +68,7 @@ def fails(cluster: Cluster, name: str, **spec: Any) -> dict[str, Any]:
         cluster.kubectl("delete", "searchpipeline", name)
 
 
-BASELINE = {"search": {"method": "none"}, "train": {"baselines": ["fm"]}, "resources": {"cpu": 0.5}}
+BASELINE = {"search": {"methods": []}, "train": {"baselines": ["fm"]}, "resources": {"cpu": 0.5}}
 
 
 def test_a_missing_source_fails_with_its_line(cluster: Cluster) -> None:
@@ -95,7 +95,7 @@ def test_a_password_in_a_url_is_refused(cluster: Cluster) -> None:
 def test_what_only_dalil_knows_fails_before_the_first_pod(cluster: Cluster) -> None:
     dataset = yaml.safe_load(GOOD)["spec"]["dataset"]
     baseline = {"baselines": ["mf"], "baseline_settings": {"mf": {"choices": {"latent_dims": 8}}}}
-    condition = fails(cluster, "no-such-choice", dataset=dataset, search={"method": "none"}, train=baseline)
+    condition = fails(cluster, "no-such-choice", dataset=dataset, search={"methods": []}, train=baseline)
     assert condition["reason"] == "Invalid"
     assert "latent_dims" in condition["message"]
     assert not cluster.all("jobs", pipeline="no-such-choice")

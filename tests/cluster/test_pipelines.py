@@ -79,7 +79,7 @@ def test_a_training_on_two_nodes_comes_to_what_one_comes_to(cluster: Cluster) ->
     values = []
     for name, nodes in (("one-node", 1), ("two-nodes", 2)):
         train = {"baselines": ["fm"], "seeds": 1, "epochs": 3, "batch_size": 256, "nodes": nodes}
-        spec = {**SPEC, "search": {"method": "none", "trials": 1}, "train": train}
+        spec = {**SPEC, "search": {"methods": [], "trials": 1}, "train": train}
         cluster.apply(
             {"apiVersion": "dalil.dev/v1alpha1", "kind": "SearchPipeline", "metadata": {"name": name}, "spec": spec}
         )
@@ -120,7 +120,7 @@ def test_twenty_pipelines_at_once(cluster: Cluster) -> None:
         started = time.monotonic()
         for name in names:
             dataset = {"format": "movielens", "task": "rating", "source": "/artifacts/nowhere.dat"}
-            spec = {"dataset": dataset, "search": {"method": "none"}, "train": {"baselines": ["fm"]}}
+            spec = {"dataset": dataset, "search": {"methods": []}, "train": {"baselines": ["fm"]}}
             spec |= {"resources": {"cpu": 0.2, "memory": "400Mi"}}
             cluster.apply(
                 {"apiVersion": "dalil.dev/v1alpha1", "kind": "SearchPipeline", "metadata": {"name": name}, "spec": spec}

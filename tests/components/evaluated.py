@@ -135,4 +135,4 @@ def _write_search(folder: Path, models: list[dict[str, Any]]) -> None:
     ]
     pl.DataFrame(trials).write_parquet(folder / "trials.parquet")
     facts = {"method": "autorec", "sampler": "bayesian", "trials": 3, "seconds": 1.5, "samples": 15_000}
-    (folder / "search.json").write_text(json.dumps(facts))
+    (folder / "search.json").write_text(json.dumps([facts]))

@@ -100,7 +100,11 @@ def facts(evaluated_facts: Facts) -> Facts:
     """A report whose search shows one figure of each kind; fm is the backbone, autorec-1 (a DeepFM) the found model."""
     facts = copy.deepcopy(evaluated_facts)
     backbone = next(entry["architecture"] for entry in facts["leaderboard"] if entry["name"] == "fm")
-    facts["search"] |= {"found": "autorec-1", "backbone": backbone, "figures": [GATES, CURVES, SCATTER, TABLE, STAGES]}
+    facts["searches"][0] |= {
+        "found": "autorec-1",
+        "backbone": backbone,
+        "figures": [GATES, CURVES, SCATTER, TABLE, STAGES],
+    }
     facts["champion"] = "autorec-1"
     return facts
 
@@ -145,18 +149,18 @@ def cells(svg: Element) -> dict[str, tuple[str, float, str]]:
 
 
 def test_a_search_without_figures_has_no_section(evaluated_facts: Facts) -> None:
-    assert "What the search saw" not in sections(evaluated_facts)
+    assert "What autorec saw" not in sections(evaluated_facts)
 
 
 def test_figures_stand_after_the_plots_in_their_order(facts: Facts) -> None:
     headings = list(sections(facts))
-    place = headings.index("What the search saw")
+    place = headings.index("What autorec saw")
     assert headings[place - 1 : place + 2] == [
         "Quality against size",
-        "What the search saw",
+        "What autorec saw",
         "The champion’s architecture: autorec-1",
     ]
-    captions = [words(caption) for caption in sections(facts)["What the search saw"].iter("figcaption")]
+    captions = [words(caption) for caption in sections(facts)["What autorec saw"].iter("figcaption")]
     assert captions == [
         "Gatesof the pairs",
         "Gates over trainingone line per pair",
@@ -167,7 +171,7 @@ def test_figures_stand_after_the_plots_in_their_order(facts: Facts) -> None:
 
 
 def test_tables_hold_every_value(facts: Facts) -> None:
-    seen = sections(facts)["What the search saw"]
+    seen = sections(facts)["What autorec saw"]
     assert table(figure(seen, "Gates")) == [
         ["field", "user", "item", "age"],
         ["user", "–", "0", "0.001"],
@@ -187,16 +191,14 @@ def test_tables_hold_every_value(facts: Facts) -> None:
 
 
 def test_tables_are_sorted_by_the_numbers_behind_their_text(facts: Facts) -> None:
-    (body,) = figure(sections(facts)["What the search saw"], "Dims").iter("tbody")
+    (body,) = figure(sections(facts)["What autorec saw"], "Dims").iter("tbody")
     keys = [[cell.get("data-value") for cell in row] for row in body]
     assert keys == [["user", "8", "12345", "0.61"], ["item", "2", "30", "Infinity"]]
 
 
 def test_the_champion_stands_next_to_its_backbone(facts: Facts) -> None:
     facts["leaderboard"][0]["figures"] = facts["leaderboard"][1]["figures"] = [{**TABLE, "title": "Of the model"}]
-    seen, champion = (
-        sections(facts)[name] for name in ("What the search saw", "The champion’s architecture: autorec-1")
-    )
+    seen, champion = (sections(facts)[name] for name in ("What autorec saw", "The champion’s architecture: autorec-1"))
     backbone, derived = (figure(champion, title) for title in ("The backbone", "What was derived"))
     assert "FM · pairs" in words(backbone)
     assert "MLP · deep" not in words(backbone)
@@ -208,7 +210,9 @@ def test_the_champion_stands_next_to_its_backbone(facts: Facts) -> None:
 
 def test_sizes_before_and_after_are_counted(facts: Facts) -> None:
     found = next(entry for entry in facts["leaderboard"] if entry["name"] == "autorec-1")
-    before, after = (count(Architecture.from_dict(a)) for a in (facts["search"]["backbone"], found["architecture"]))
+    before, after = (
+        count(Architecture.from_dict(a)) for a in (facts["searches"][0]["backbone"], found["architecture"])
+    )
     share = 100 * (after.total - before.total) / before.total
     sentence = f"{before.total:,} parameters before, {after.total:,} after ({share:+.1f}\u00a0%)"
     assert sentence in words(sections(facts)["The champion’s architecture: autorec-1"])
@@ -218,7 +222,7 @@ def test_a_found_model_that_lost_is_drawn_with_the_figures(facts: Facts) -> None
     facts["champion"] = "fm"
     for entry in facts["leaderboard"]:
         entry["figures"] = [{**TABLE, "title": f"Of {entry['name']}"}]
-    seen, champion = (sections(facts)[name] for name in ("What the search saw", "The champion’s architecture: fm"))
+    seen, champion = (sections(facts)[name] for name in ("What autorec saw", "The champion’s architecture: fm"))
     assert "MLP · deep" in words(figure(seen, "What was derived"))
     assert "MLP · deep" not in words(figure(seen, "The backbone"))
     figure(seen, "Of autorec-1")
@@ -228,8 +232,8 @@ def test_a_found_model_that_lost_is_drawn_with_the_figures(facts: Facts) -> None
 
 @pytest.mark.parametrize("backbone", [{}, {"backbone": None}])
 def test_without_a_backbone_the_champion_is_drawn_alone(facts: Facts, backbone: Facts) -> None:
-    del facts["search"]["backbone"]
-    facts["search"] |= backbone
+    del facts["searches"][0]["backbone"]
+    facts["searches"][0] |= backbone
     champion = sections(facts)["The champion’s architecture: autorec-1"]
     assert len([svg for svg in champion.iter("svg") if svg.get("class") == "drawing"]) == 1
     assert "backbone" not in words(champion)
@@ -245,9 +249,9 @@ def test_names_in_figures_cannot_break_the_page(facts: Facts) -> None:
             return [spoiled(one) for one in value]
         return evil if isinstance(value, str) else value
 
-    facts["search"]["figures"] = spoiled(facts["search"]["figures"])
+    facts["searches"][0]["figures"] = spoiled(facts["searches"][0]["figures"])
     assert "<script>alert" not in report.page(facts)
-    seen = sections(facts)["What the search saw"]  # whose parser refuses what names have broken
+    seen = sections(facts)["What autorec saw"]  # whose parser refuses what names have broken
     for one in seen.iter("figure"):
         assert words(one).count(evil) >= 6
     assert evil in "".join(cell.get("data-value", "") for cell in seen.iter("th"))
@@ -411,7 +415,7 @@ def test_trials_of_several_sizes_show_the_trade_off(facts: Facts) -> None:
     facts["trials"] = [trial(0, 0.5, 100), trial(1, 0.6, 50), trial(2, 0.55, 200), trial(3, 0.1, 10, study="fm")]
     section = sections(facts)["Search history"]
     title = next(word for head in section.iter("h3") if (word := "".join(head.itertext())).startswith("Quality"))
-    assert title == "Quality against size of what the trials led to"
+    assert title == "Quality against size of what the trials of autorec led to"
     names = [mark.text for mark in section.iter("text") if mark.get("class") == "mark"]
     assert names == ["0", "1", "2"]
     described = [word for element in section.iter("title") if "Pareto" in (word := element.text or "")]
@@ -422,7 +426,7 @@ def test_trials_of_several_multiply_adds_show_that_trade_off_too(facts: Facts) -
     facts["trials"] = [trial(0, 0.5, 100, flops=40), trial(1, 0.6, 100, flops=30), trial(2, 0.7, 100, flops=60)]
     section = sections(facts)["Search history"]
     assert ["".join(head.itertext()) for head in section.iter("h3")] == [
-        "Quality against multiply-adds of what the trials led to"
+        "Quality against multiply-adds of what the trials of autorec led to"
     ]
     described = [word for element in section.iter("title") if "Pareto" in (word := element.text or "")]
     assert described[0].endswith("1 (0.6000, 30 multiply-adds), 0 (0.5000, 40 multiply-adds)")
@@ -443,7 +447,7 @@ def test_trials_of_one_size_have_no_trade_off(facts: Facts) -> None:
 
 
 def test_the_best_option_is_the_darkest_and_the_taken_one_is_outlined(facts: Facts) -> None:
-    drawn = figure(sections(facts)["What the search saw"], "Searches")
+    drawn = figure(sections(facts)["What autorec saw"], "Searches")
     shown = cells(drawn)
     opacity = {name: look[1] for name, look in shown.items() if name.startswith("block 1")}
     assert shown["block 1: layer: skip"][0] == "cell zero"
@@ -457,7 +461,7 @@ def test_the_best_option_is_the_darkest_and_the_taken_one_is_outlined(facts: Fac
 
 
 def test_decisions_lie_side_by_side_and_cover_nothing(facts: Facts) -> None:
-    drawn = figure(sections(facts)["What the search saw"], "Searches")
+    drawn = figure(sections(facts)["What autorec saw"], "Searches")
     svg = next(drawn.iter("svg"))
     width, height = map(float, svg.get("viewBox", "").split()[2:])
     boxes = [
@@ -477,7 +481,7 @@ def test_decisions_lie_side_by_side_and_cover_nothing(facts: Facts) -> None:
 
 
 def test_every_option_is_in_the_table(facts: Facts) -> None:
-    rows = table(figure(sections(facts)["What the search saw"], "Searches"))
+    rows = table(figure(sections(facts)["What autorec saw"], "Searches"))
     assert len(rows) == 1 + 4 + 12
     assert rows[1][:3] == ["Histories", "block 1: layer", "gru"]
     assert rows[1][4] == "taken"

@@ -25,7 +25,7 @@ from trainer.engines import gradient, sampled, staged, streamed
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.methods.base import Opening
-from trainer.methods.settings import TASKS, BackboneSettings
+from trainer.methods.settings import SECTIONS, TASKS, BackboneSettings
 from trainer.methods.table import METHODS
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings, TuneSettings
@@ -111,7 +111,7 @@ every_opening = pytest.mark.parametrize(("method", "name", "variant"), OPENINGS)
 
 
 def settings_of(method: str, **given: Any) -> Any:
-    return getattr(SearchSpec.model_validate({"method": method, method: given}), method)
+    return SearchSpec.model_validate({SECTIONS.get(method, method): given}).section(method)
 
 
 def space_of(method: str, schema: DatasetSchema, tune: TuneSettings | None = None, **given: Any) -> dict[str, Any]:
@@ -168,8 +168,8 @@ def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
 
 
 def test_every_method_of_a_pipeline_file_is_in_the_table() -> None:
-    named = set(SearchSpec.model_json_schema()["properties"]["method"]["enum"])
-    assert named - {"none"} == set(METHODS) == set(TASKS)
+    named = set(SearchSpec.model_json_schema()["properties"]["methods"]["items"]["enum"])
+    assert named - {"all"} == set(METHODS) == set(TASKS)
     for method in METHODS.values():
         assert (method.plan is None) == (method.supernet is None)
 
@@ -188,7 +188,7 @@ def test_the_space_is_json_with_consistent_choices(method: str, name: str) -> No
 )
 def test_a_dataset_without_the_fields_that_a_method_is_about_is_refused(method: str, name: str) -> None:
     """Else every trial would be the same, and nobody would know why."""
-    with pytest.raises(UserError, match=rf"^search.method: {method} .*{NEEDS[method]}.* none$"):
+    with pytest.raises(UserError, match=rf"^search.methods: {method} .*{NEEDS[method]}.* none$"):
         space_of(method, SCHEMAS[name])
 
 

@@ -83,6 +83,7 @@ def evaluate(spec: dict[str, Any], inputs: dict[str, Path], output: Path) -> Non
                 "metrics": {"test": {"logloss": {"mean": loss, "std": 0.001, "values": [loss]}}},
                 "parameters": {"tables": 1000, "lifts": 0, "dense": 234},
                 "flops": 5678,
+                "beats": [],
                 "search_seconds": 61.0,
                 "train_seconds": 2.0,
             }

@@ -89,7 +89,7 @@ def test_mistakes_are_one_line(file: Path, options: tuple[str, ...], message: st
 
 def test_next_items_are_not_planned(file: Path) -> None:
     text = FILE.replace("label: {column: clicked}", "task: next_item").replace("dlrm, din", "sasrec")
-    file.write_text(f"{text}  search: {{method: none}}\n")
+    file.write_text(f"{text}  search: {{methods: []}}\n")
     with pytest.raises(UserError, match="task next_item has its table of items whole on every process"):
         planned(file, "--rows", "user=10")
 

@@ -62,7 +62,7 @@ def heavy_libraries_after(code: str) -> str:
 def test_help_names_every_command() -> None:
     text = dalil("--help").stdout
 
-    for command in ("run", "validate", "render", "schema", "plan", "infer"):
+    for command in ("run", "compare", "validate", "render", "schema", "plan", "infer"):
         assert f"\n  {command} " in text
     assert "..." not in text.split("Commands:")[1]
     assert dalil().stdout == text

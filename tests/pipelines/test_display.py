@@ -83,6 +83,7 @@ def entry(name: str, origin: str, **metrics: tuple[float, float | None]) -> dict
         "metrics": {"test": {key: {"mean": mean, "std": std} for key, (mean, std) in metrics.items()}},
         "parameters": {"tables": 1_200_000, "lifts": 0, "dense": 34_000},
         "flops": 512,
+        "beats": ["fm"],
         "search_seconds": 100.0,
         "train_seconds": 10.0,
     }
@@ -98,7 +99,18 @@ def test_the_leaderboard_keeps_the_order_and_marks_the_champion() -> None:
     }
     heading, first, second = drawn(report, 140)
 
-    assert heading.split() == ["model", "origin", "AUC", "log", "loss", "parameters", "train", "search", "FLOPs"]
+    assert heading.split() == [
+        "model",
+        "origin",
+        "AUC",
+        "log",
+        "loss",
+        "parameters",
+        "beats",
+        "train",
+        "search",
+        "FLOPs",
+    ]
     assert first.split()[:5] == ["autorec-1", "★", "found", "0.8123", "±"]
     assert "1.23M" in first
     assert second.split()[:2] == ["fm", "zoo"]

@@ -22,7 +22,7 @@ spec:
     task: rating
     split: {by: random, ratios: [8, 1, 1]}
   search:
-    method: autorec
+    methods: [autorec]
     trials: 20
   train:
     seeds: 3
@@ -42,14 +42,14 @@ CASES = [
     ("{by: random, ration: [8, 1, 1]}", "{by: random, ratios: [8, 1, 1]}", 10, "did you mean 'ratios'?"),
     ("{trial: 5}", "{trials: 5}", 17, "spec.train.baseline_settings.mlp.trial: unknown key; did you mean 'trials'?"),
     ("{fm: {trials: 5}}", "{mlp: {trials: 5}}", 17, "fm is none of train.baselines; valid here: mf, mlp"),
-    ("xyzzy: 1", "trials: 20", 13, "spec.search.xyzzy: unknown key; valid here: method, sampler, trials"),
+    ("xyzzy: 1", "trials: 20", 13, "spec.search.xyzzy: unknown key; valid here: methods, sampler, trials"),
     ("trials: many", "trials: 20", 13, "spec.search.trials: must be a whole number, not 'many'"),
     ('trials: "20"', "trials: 20", 13, "spec.search.trials: must be a whole number, not '20'"),
     ("trials: 20.5", "trials: 20", 13, "spec.search.trials: must be a whole number, not 20.5"),
     ("trials: true", "trials: 20", 13, "spec.search.trials: must be a whole number, not true"),
     ("trials: 0", "trials: 20", 13, "spec.search.trials: must be at least 1, not 0"),
     ("trials: -3", "trials: 20", 13, "spec.search.trials: must be at least 1, not -3"),
-    ("trials:", "trials: 20", 13, "spec.search.trials: must be a whole number, not empty"),
+    ("seeds:", "seeds: 3", 15, "spec.train.seeds: must be a whole number, not empty"),
     ("trials: [20]", "trials: 20", 13, "spec.search.trials: must be a whole number, not a list"),
     ("prune: maybe", "trials: 20", 13, "spec.search.prune: must be true or false, not 'maybe'"),
     (
@@ -89,49 +89,73 @@ CASES = [
     ("[8, 1, 0]", "[8, 1, 1]", 10, "spec.dataset.split: 'ratios' must be three positive numbers"),
     ("random", "{by: random, ratios: [8, 1, 1]}", 10, "spec.dataset.split: must be a mapping"),
     (
-        "method: autofis\n    autofis: {backbone: mlp}",
-        "method: autorec",
+        "methods: [autofis]\n    autofis: {backbone: mlp}",
+        "methods: [autorec]",
         13,
         "spec.search.autofis.backbone: autofis finds nothing to open in mlp; "
         "valid here: afm, deepfm, dlrm, fm, fwfm, ipnn",
     ),
     (
-        "method: autofis\n    autofis: {triples: [false, true], backbone: dlrm}",
-        "method: autorec",
+        "methods: [autofis]\n    autofis: {triples: [false, true], backbone: dlrm}",
+        "methods: [autorec]",
         13,
         "autofis with these settings cannot open dlrm; valid here: afm, deepfm, fm, fwfm, ipnn",
     ),
     (
-        "method: autofis\n    autofis: {backbone: depfm}",
-        "method: autorec",
+        "methods: [autofis]\n    autofis: {backbone: depfm}",
+        "methods: [autorec]",
         13,
         "spec.search.autofis.backbone: no model 'depfm'; did you mean 'deepfm'?",
     ),
     (
-        "method: autogroup\n    autogroup:\n      epochs: 2\n      backbone: xyz",
-        "method: autorec",
+        "methods: [autogroup]\n    autogroup:\n      epochs: 2\n      backbone: xyz",
+        "methods: [autorec]",
         15,
         "spec.search.autogroup.backbone: no model 'xyz'; valid here: afm,",
     ),
     (
-        "method: ihas\n    ihas: {backbone: dlrm, into: depfm}",
-        "method: autorec",
+        "methods: [ihas]\n    ihas: {backbone: dlrm, into: depfm}",
+        "methods: [autorec]",
         13,
         "spec.search.ihas.into: groups cannot be trained as 'depfm'; did you mean 'deepfm'?",
     ),
-    ("method: autodis\n    autodis: {backbone: mf}", "method: autorec", 13, "autodis finds nothing to open in mf"),
-    ("method: autodim\n    autodim: {backbone: din}", "method: autorec", 13, "autodim finds nothing to open in din"),
-    ("method: mde\n    mde: {backbone: neumf}", "method: autorec", 13, "mde finds nothing to open in neumf; valid"),
     (
-        "method: field_dims\n    field_dims: {backbone: sasrec}",
-        "method: autorec",
+        "methods: [autodis]\n    autodis: {backbone: mf}",
+        "methods: [autorec]",
+        13,
+        "autodis finds nothing to open in mf",
+    ),
+    (
+        "methods: [autodim]\n    autodim: {backbone: din}",
+        "methods: [autorec]",
+        13,
+        "autodim finds nothing to open in din",
+    ),
+    (
+        "methods: [mde]\n    mde: {backbone: neumf}",
+        "methods: [autorec]",
+        13,
+        "mde finds nothing to open in neumf; valid",
+    ),
+    (
+        "methods: [field_dims]\n    field_dims: {backbone: sasrec}",
+        "methods: [autorec]",
         13,
         "spec.search.field_dims.backbone: field_dims finds nothing to open in sasrec; valid here: afm, autoint,",
     ),
-    ("method: autofs", "method: autorec", 12, "did you mean 'autofis'?"),
-    ("method: autofis\n    autodim: {dim: [4]}", "method: autorec", 13, "unknown key; did you mean 'dims'?"),
-    ("method: autodim\n    autodim: {dims: []}", "method: autorec", 13, "dims: must have at least 1 items, not 0"),
-    ("method: autodim\n    autodim: {warm_up: 1}", "method: autorec", 13, "warm_up: must be less than 1, not 1"),
+    ("methods: [autofs]", "methods: [autorec]", 12, "did you mean 'autofis'?"),
+    ("methods: autorec", "methods: [autorec]", 12, "spec.search.methods: must be a list such as [a, b], not 'autorec'"),
+    ("methods: [mde, mde]", "methods: [autorec]", 12, "spec.search.methods[1]: mde stands in the list twice"),
+    ("budget: {}", "trials: 20", 13, "spec.search.budget: write 'samples' or 'seconds'"),
+    ("budget: {samples: 0}", "trials: 20", 13, "spec.search.budget.samples: must be at least 1, not 0"),
+    ("methods: [autofis]\n    autodim: {dim: [4]}", "methods: [autorec]", 13, "unknown key; did you mean 'dims'?"),
+    (
+        "methods: [autodim]\n    autodim: {dims: []}",
+        "methods: [autorec]",
+        13,
+        "dims: must have at least 1 items, not 0",
+    ),
+    ("methods: [autodim]\n    autodim: {warm_up: 1}", "methods: [autorec]", 13, "warm_up: must be less than 1, not 1"),
     ("trials: 20\n    trials: 30", "trials: 20", 14, "spec.search.trials: a second time; the first is on line 13"),
     ("\ttrials: 20", "    trials: 20", 13, "a tab; YAML indents with spaces"),
     ("trials: [20", "trials: 20", 14, "not YAML"),
@@ -189,7 +213,7 @@ kind: SearchPipeline
 metadata: {name: next}
 spec:
   dataset: {source: Beauty.txt, format: sequence, task: next_item}
-  search: {method: none}
+  search: {methods: []}
   train: {baselines: [sasrec, pooling]}
 """
 
@@ -208,23 +232,25 @@ def test_a_file_of_next_items_needs_little(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [("fidelity", "{rows: 0.5}"), ("inherit", "true")])
 def test_cheaper_trials_are_for_methods_whose_trial_is_one_training(tmp_path: Path, key: str, value: str) -> None:
     file = tmp_path / "next.yaml"
-    file.write_text(NEXT.replace("method: none", f"method: ameir, {key}: {value}"))
+    file.write_text(NEXT.replace("methods: []", f"methods: [ameir], {key}: {value}"))
 
-    with pytest.raises(SpecError, match=rf":6: spec.search.{key}: ameir is no method whose trial is one training"):
+    with pytest.raises(
+        SpecError, match=rf":6: spec.search.{key}: none of search.methods has one training for a trial; leave it out"
+    ):
         load(file)
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("none", "ameir")])
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in ("all", "ameir")])
 def test_most_methods_search_no_next_items(tmp_path: Path, method: str) -> None:
     file = tmp_path / "next.yaml"
-    file.write_text(NEXT.replace("method: none", f"method: {method}"))
+    file.write_text(NEXT.replace("methods: []", f"methods: [{method}]"))
 
     with pytest.raises(SpecError) as caught:
         load(file)
 
-    assert (
-        str(caught.value)
-        == f"{file}:6: spec.search.method: {method} does not do dataset.task next_item; write ameir or none"
+    assert str(caught.value) == (
+        f"{file}:6: spec.search.methods[0]: {method} does not do dataset.task next_item;"
+        " write ameir or all, or methods: []"
     )
 
 
@@ -269,7 +295,7 @@ def test_backbones_that_fit(tmp_path: Path, method: str, backbone: str) -> None:
     file = tmp_path / "movies.yaml"
     file.write_text(GOOD)
 
-    search = load(file, (f"search.method={method}", f"search.{method}={{backbone: {backbone}}}")).spec.search
+    search = load(file, (f"search.methods=[{method}]", f"search.{method}={{backbone: {backbone}}}")).spec.search
 
     assert getattr(search, method).backbone == backbone
 
@@ -278,7 +304,7 @@ def test_the_backbone_of_a_method_that_is_not_used_does_not_matter(tmp_path: Pat
     file = tmp_path / "movies.yaml"
     file.write_text(GOOD)
 
-    assert load(file, ("search.autofis={backbone: mlp}",)).spec.search.method == "autorec"
+    assert load(file, ("search.autofis={backbone: mlp}",)).spec.search.methods == ["autorec"]
 
 
 def test_every_mistake_is_shown_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -335,7 +361,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("search.trials.x=3", "spec.search.trials is 20 and has no key 'x'"),
         ("train.baselines.9=fm", "spec.train.baselines is a list; its items are 0 to 1"),
         ("train.baselines.x=fm", "spec.train.baselines is a list; its items are 0 to 1"),
-        ("search={method: autofis, autofis: {backbone: mlp}}", "autofis finds nothing to open in mlp; valid here: afm"),
+        (
+            "search={methods: [autofis], autofis: {backbone: mlp}}",
+            "autofis finds nothing to open in mlp; valid here: afm",
+        ),
         ("evaluate.metric=auc", "--set evaluate.metric=auc: spec.evaluate.metric: auc does not fit"),
     ],
 )

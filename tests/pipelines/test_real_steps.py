@@ -142,7 +142,7 @@ kind: SearchPipeline
 metadata: {name: tiny}
 spec:
   dataset: {source: events.txt, format: sequence, task: next_item}
-  search: {method: none, trials: 1, tune: {table_l2: []}}
+  search: {methods: [], trials: 1, tune: {table_l2: []}}
   train: {seeds: 1, batch_size: 64, epochs: 8, learning_rate: 0.02, table_l2: 0, baselines: [pooling, gru4rec, sasrec]}
   evaluate: {register: tiny-items}
 """
@@ -160,7 +160,7 @@ spec:
       fields: {a: {cardinality: 80, effect: 0.5}, b: {cardinality: 60, effect: 0.5}}
       interactions: [{fields: [a, b]}]
   search:
-    method: nis
+    methods: [nis]
     sampler: grid
     trials: 2
     workers: 2
@@ -182,13 +182,13 @@ def test_a_search_by_sampling_holds_its_scores_against_trainings(tmp_path: Path)
     trials = [trial for trial in report["trials"] if trial["study"] == "nis-sample"]
     assert [trial["number"] for trial in trials] == [0, 1, 2, 3]
     assert all(trial["value"] is not None for trial in trials)
-    [scatter] = [figure for figure in report["search"]["figures"] if figure["kind"] == "scatter"]
+    [scatter] = [figure for figure in report["searches"][0]["figures"] if figure["kind"] == "scatter"]
     assert [point["y"] for point in scatter["points"]] == pytest.approx([trial["value"] for trial in trials], rel=1e-4)
     assert "Rank correlation: Spearman" in scatter["note"]
     sizes = [entry["parameters"]["tables"] for entry in report["leaderboard"]]
     first_order = 81 + 61
     assert all(first_order <= size <= (0.6 * 4 + 1) * first_order for size in sizes)
-    assert "What the search saw" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert "What nis saw" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 
 LOWERED = """\
@@ -203,7 +203,7 @@ spec:
       fields: {a: {cardinality: 80, effect: 0.5}, b: {cardinality: 60, effect: 0.5}, c: {effect: 0.3, missing: 0.1}}
       interactions: [{fields: [a, b]}]
   search:
-    method: autoctr
+    methods: [autoctr]
     sampler: evolution
     trials: 5
     workers: 2
@@ -224,7 +224,7 @@ def test_a_search_at_low_fidelity_finds_models_of_all_categories(tmp_path: Path)
     full = {one["samples"] / len(one["curve"]) for one in trials["autoctr-sample"]}
     low = {one["samples"] / len(one["curve"]) for one in trials["autoctr"] if one["state"] == "complete"}
     assert low == {full.pop() / 2}
-    [scatter] = [figure for figure in report["search"]["figures"] if figure["kind"] == "scatter"]
+    [scatter] = [figure for figure in report["searches"][0]["figures"] if figure["kind"] == "scatter"]
     assert [point["y"] for point in scatter["points"]] == pytest.approx(
         [one["value"] for one in trials["autoctr-sample"]], rel=1e-4
     )
@@ -240,7 +240,7 @@ metadata: {name: tiny}
 spec:
   dataset: {source: ratings.dat, format: movielens, task: ctr, label: {threshold: 4}}
   search:
-    method: esapn
+    methods: [esapn]
     trials: 1
     tune: {table_l2: []}
     esapn: {sizes: [2, 4], fields: [user, item], first_chance: [0.2], batch_size: 50}
@@ -258,7 +258,7 @@ def test_a_search_on_a_stream_sees_the_rows_in_the_order_of_their_times(tmp_path
     code, _, errors = finish(tmp_path, pipeline=STREAMED)
     assert code == 0, errors
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
-    [accuracy] = [f for f in report["search"]["figures"] if f["title"] == "accuracy over the stream"]
+    [accuracy] = [f for f in report["searches"][0]["figures"] if f["title"] == "accuracy over the stream"]
     assert min(accuracy["series"][0]["values"][5:19]) == 1
     [model] = report["leaderboard"]
     encoder = model["architecture"]["views"]["e"]["encoders"]["user"]
@@ -289,7 +289,9 @@ def test_a_search_in_stages_finds_what_tells_the_next_item(tmp_path: Path) -> No
     lines = [f"u{user} " + " ".join(f"i{(user * 7 + k) % 20}" for k in range(4 + user % 5)) for user in range(200)]
     (tmp_path / "events.txt").write_text("\n".join(lines))
     settings = "ameir: {dims: [16], units: [[32]], dropout: [0.0], candidates: 20, epochs: 6, sample: 3}"
-    pipeline = NEXT.replace("method: none,", f"method: ameir, {settings},").replace("[pooling, gru4rec, sasrec]", "[]")
+    pipeline = NEXT.replace("methods: [],", f"methods: [ameir], {settings},").replace(
+        "[pooling, gru4rec, sasrec]", "[]"
+    )
     process = start(tmp_path, pipeline=pipeline)
     second = tmp_path / "runs" / "tiny" / "search.partial" / "checkpoints" / "ameir-0" / "supernet" / "layers"
     assert wait_for_step(process, second)
@@ -301,8 +303,8 @@ def test_a_search_in_stages_finds_what_tells_the_next_item(tmp_path: Path) -> No
     assert code == 0, errors
     report = json.loads((tmp_path / "runs" / "tiny" / "report.json").read_text())
     assert report["leaderboard"][0]["metrics"]["test"]["mrr"]["mean"] > 0.9
-    assert [figure["kind"] for figure in report["search"]["figures"]] == ["stages", "scatter"]
-    assert len(report["search"]["figures"][1]["points"]) == 3
+    assert [figure["kind"] for figure in report["searches"][0]["figures"]] == ["stages", "scatter"]
+    assert len(report["searches"][0]["figures"][1]["points"]) == 3
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ def pipeline(**spec: Any) -> SearchPipeline:
         "metadata": {"name": "p", "namespace": "dalil"},
         "spec": {
             "dataset": {"format": "planted", "planted": planted},
-            "search": {"method": "none", "trials": 3, "workers": 2, **spec.pop("search", {})},
+            "search": {"methods": [], "trials": 3, "workers": 2, **spec.pop("search", {})},
             "train": {"baselines": ["fm"], "seeds": 3},
             **spec,
         },

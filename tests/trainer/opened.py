@@ -56,8 +56,7 @@ def table(rows: int = ROWS, *, task: Task = "ctr", seed: int = 0) -> Table:
 
 def candidate(method: str, schema: DatasetSchema, training: TrainSettings = QUICK, **settings: Any) -> Candidate:
     """The all-defaults trial of a method."""
-    spec = SearchSpec.model_validate({"method": method, method: settings})
-    chosen, own = METHODS[method], getattr(spec, method)
+    chosen, own = METHODS[method], SearchSpec.model_validate({method: settings}).section(method)
     plan = chosen.plan(own) if chosen.plan else None
     space = candidate_space(chosen.space(schema, own), training, TuneSettings(table_l2=[]), plan)
     return Candidate.from_dict(fill_params(space, {}))

@@ -278,7 +278,7 @@ def test_the_next_item_is_told_by_histories_alone() -> None:
 def test_a_dataset_of_sequences_alone_is_refused() -> None:
     schema = mixed_schema()
     only = schema.model_copy(update={"fields": tuple(one for one in schema.fields if one.kind == "sequence")})
-    with pytest.raises(UserError, match=r"^search\.method: ameir needs .* none$"):
+    with pytest.raises(UserError, match=r"^search\.methods: ameir needs .* none$"):
         candidate("ameir", only)
 
 

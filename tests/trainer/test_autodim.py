@@ -166,7 +166,7 @@ def test_backbones_open_search_derive_and_train(backbone: str) -> None:
 
 def test_a_dataset_without_categories_is_refused_in_one_line() -> None:
     numeric = schema().model_copy(update={"fields": tuple(f for f in schema().fields if f.kind == "numeric")})
-    with pytest.raises(UserError, match=r"^search.method: autodim .* has none$"):
+    with pytest.raises(UserError, match=r"^search.methods: autodim .* has none$"):
         METHODS["autodim"].space(numeric, AutoDimSettings())
 
 

@@ -223,7 +223,7 @@ def test_choices_that_an_encoder_has_not_are_not_asked() -> None:
 def test_a_dataset_without_numbers_is_refused_in_one_line() -> None:
     fields = tuple(field for field in schema().fields if field.kind != "numeric")
     categorical: DatasetSchema = schema().model_copy(update={"fields": fields})
-    with pytest.raises(UserError, match=r"^search.method: autodis .* has none$"):
+    with pytest.raises(UserError, match=r"^search.methods: autodis .* has none$"):
         METHODS["autodis"].space(categorical, AutoDisSettings())
 
 

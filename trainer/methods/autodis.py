@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 def space(schema: DatasetSchema, settings: AutoDisSettings) -> Data:
     if not schema.names("numeric"):
-        raise UserError("search.method: autodis encodes numeric fields, and the dataset has none")
+        raise UserError("search.methods: autodis encodes numeric fields, and the dataset has none")
     return backbone(schema, settings)
 
 

@@ -144,7 +144,7 @@ def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int, 
     categorical field.
     """
     if not dims:
-        raise UserError(f"search.method: {method} sizes the tables of categorical fields, and the dataset has none")
+        raise UserError(f"search.methods: {method} sizes the tables of categorical fields, and the dataset has none")
     template = pinned(template, {WIDTH: width})
     views = {name: _with_dims(view, dims, width, align) for name, view in template["views"].items()}
     return {**template, "views": views}

@@ -40,11 +40,14 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "autoctr": _VALUES,
     "field_dims": _VALUES,
     "mde": _VALUES,
+    "random": _VALUES,
 }
 """What the models that each method finds can predict."""
 
 
-TRAINED = ["autorec", "autoctr", "field_dims", "mde"]
+SECTIONS = {"random": "autorec"}
+"""Where the settings of a method stand that has no section of its own name."""
+TRAINED = ["autorec", "autoctr", "field_dims", "mde", "random"]
 """Methods whose trial is one training."""
 
 

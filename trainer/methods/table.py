@@ -139,4 +139,5 @@ METHODS = _Table(
     autoctr=_autoctr,
     field_dims=_field_dims,
     mde=_mde,
+    random=_autorec,
 )

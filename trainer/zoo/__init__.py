@@ -28,9 +28,10 @@ Data = dict[str, Any]
 _FOLDER = Path(__file__).parent
 
 
-def names() -> tuple[str, ...]:
-    """All models of the zoo."""
-    return tuple(sorted(file.stem for file in _FOLDER.glob("*.yaml")))
+def names(task: Task | None = None) -> tuple[str, ...]:
+    """All models of the zoo; with a task those that predict it."""
+    found = sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+    return tuple(name for name in found if task is None or task in tasks(name))
 
 
 def description(name: str) -> str:

@@ -40,7 +40,7 @@ def space(schema: DatasetSchema, settings: AMEIRSettings) -> Data:
     encoders = _encoders(schema, dim)
     sequences = schema.names("sequence")
     if not encoders:
-        raise UserError("search.method: ameir needs a field that is no sequence, and the dataset has none")
+        raise UserError("search.methods: ameir needs a field that is no sequence, and the dataset has none")
     views = {FIELDS: {"encoders": encoders}}
     views |= {history(n): {"encoders": {name: {"kind": "share", "view": FIELDS}}} for n, name in enumerate(sequences)}
     units = choice("mlp.units", settings.units, default=settings.units[0])

@@ -44,7 +44,7 @@ CATEGORIES = 16_384
 
 def space(schema: DatasetSchema, settings: IHASSettings) -> Data:
     if not schema.names("categorical"):
-        raise UserError("search.method: ihas sizes the tables of categorical fields, and the dataset has none")
+        raise UserError("search.methods: ihas sizes the tables of categorical fields, and the dataset has none")
     return backbone(schema, settings)
 
 
