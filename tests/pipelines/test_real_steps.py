@@ -38,11 +38,11 @@ spec:
 pytestmark = pytest.mark.slow
 
 
-def start(home: Path, *arguments: str, pipeline: str = PIPELINE) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: str, pipeline: str = PIPELINE, command: str = "run") -> "subprocess.Popen[str]":
     home.mkdir(exist_ok=True)
     (home / "tiny.yaml").write_text(pipeline)
     return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", "tiny.yaml", *arguments],
+        [sys.executable, "-m", "pipelines.cli", command, "tiny.yaml", *arguments],
         cwd=home,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -51,8 +51,8 @@ def start(home: Path, *arguments: str, pipeline: str = PIPELINE) -> "subprocess.
     )
 
 
-def finish(home: Path, *arguments: str, pipeline: str = PIPELINE) -> tuple[int, str, str]:
-    process = start(home, *arguments, pipeline=pipeline)
+def finish(home: Path, *arguments: str, pipeline: str = PIPELINE, command: str = "run") -> tuple[int, str, str]:
+    process = start(home, *arguments, pipeline=pipeline, command=command)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
 
@@ -134,6 +134,37 @@ def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def test_a_comparison_spends_one_budget_on_each_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    budget, training = 20_000, 3 * 3200  # samples; of one training of three epochs
+    arguments = ("--budget", str(budget), "--methods", "autofis,mde,random", "--seeds", "1")
+    arguments += ("--set", "train.baselines=[fm]", "--set", "search.autofis={epochs: 1}")
+    folder = tmp_path / "runs" / "tiny-compare"
+    process = start(tmp_path, *arguments, command="compare")
+    assert wait_for_step(process, folder / "search.partial" / "studies" / "mde.journal")
+    worker_of(process).parents()[1].kill()
+    process.communicate(timeout=60)
+
+    code, output, errors = finish(tmp_path, *arguments, command="compare")
+
+    assert code == 0, errors
+    assert f"kubectl apply -f {folder.relative_to(tmp_path)}/pipeline.yaml" in output
+    report = json.loads((folder / "report.json").read_text())
+    leaderboard = {entry["name"]: entry for entry in report["leaderboard"]}
+    assert set(leaderboard) == {"autofis-1", "mde-1", "random-1", "fm"}
+    for entry in leaderboard.values():
+        # Trainings may end before their third epoch, so that the next one costs more than was expected.
+        assert training < entry["search_samples"] <= budget + 2 * training
+        assert len(entry["seeds"]) == 1
+    assert [(search["method"], search["sampler"]) for search in report["searches"]] == [
+        ("autofis", "bayesian"),
+        ("mde", "bayesian"),
+        ("random", "random"),
+    ]
+    page = (folder / "report.html").read_text()
+    assert "What autofis saw" in page
+    assert "What mde saw" not in page
 
 
 NEXT = """\
