@@ -1,8 +1,10 @@
 """Help for tests of searches by gradient: rows with something to learn, and supernets on them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from trainer.candidate import Candidate, candidate_space
 from trainer.data import Table
 from trainer.engines.supernet import Found, Trace
 from trainer.methods.base import Opening
+from trainer.methods.settings import SECTIONS
 from trainer.methods.table import METHODS
 from trainer.modules.mixture import Mixture
 from trainer.schema import DatasetSchema, Field, Task
@@ -54,9 +57,21 @@ def table(rows: int = ROWS, *, task: Task = "ctr", seed: int = 0) -> Table:
     )
 
 
+def written(folder: Path) -> Path:
+    """A folder as ingest leaves it, but without a row to test on."""
+    for split, made in (("train", table()), ("valid", table(VALID_ROWS, seed=1))):
+        (folder / split).mkdir(parents=True)
+        columns = {name: made.ids(name).numpy() for name in SIZES}
+        columns |= {name: made.numeric[:, place].numpy() for place, name in enumerate(("price", "age"))}
+        frame = pl.DataFrame({**columns, "label": made.label.numpy()})
+        frame.write_parquet(folder / split / "part-00000.parquet")
+    (folder / "schema.json").write_text(schema().model_dump_json())
+    return folder
+
+
 def candidate(method: str, schema: DatasetSchema, training: TrainSettings = QUICK, **settings: Any) -> Candidate:
     """The all-defaults trial of a method."""
-    chosen, own = METHODS[method], SearchSpec.model_validate({method: settings}).section(method)
+    chosen, own = METHODS[method], SearchSpec.model_validate({SECTIONS.get(method, method): settings}).section(method)
     plan = chosen.plan(own) if chosen.plan else None
     space = candidate_space(chosen.space(schema, own), training, TuneSettings(table_l2=[]), plan)
     return Candidate.from_dict(fill_params(space, {}))

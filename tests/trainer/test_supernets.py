@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -480,78 +479,17 @@ def test_a_repeated_search_found_what_the_first_one_did(tmp_path: Path) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A folder as ingest leaves it, but without a row to test on."""
-    folder = tmp_path / "dataset"
-    for split, made in (("train", table()), ("valid", table(VALID_ROWS, seed=1))):
-        (folder / split).mkdir(parents=True)
-        columns = {name: made.ids(name).numpy() for name in rows.SIZES}
-        columns |= {name: made.numeric[:, place].numpy() for place, name in enumerate(("price", "age"))}
-        frame = pl.DataFrame({**columns, "label": made.label.numpy()})
-        frame.write_parquet(folder / split / "part-00000.parquet")
-    (folder / "schema.json").write_text(schema().model_dump_json())
-    return folder
+    return rows.written(tmp_path / "dataset")
 
 
 TRAINING = TrainSettings(batch_size=32, epochs=2, patience=2, learning_rate=0.01, table_init=0.3)
 
 
-def job(dataset: Path, folder: Path, method: str = "autodim", **settings: Any) -> Job:
-    made = candidate(method, schema(), TRAINING, **(settings or SETTINGS[method]))
-    return Job("one", dataset, made.to_dict(), seed=3, checkpoints=folder / "checkpoints")
-
-
-def told(job: Job, *, die_after: int = 99) -> tuple[Outcome, list[Epoch]]:
-    """The job done in this process as if in a fresh one, which dies after so many epochs."""
-    torch.manual_seed(0)
-    epochs: list[Epoch] = []
-
-    def say(epoch: Epoch) -> None:
-        epochs.append(epoch)
-        if len(epochs) == die_after:
-            raise Killed
-
-    return train(job, say), epochs
-
-
-@every_method
-def test_a_job_searches_on_its_supernet_and_then_trains_what_was_found(
-    method: str, dataset: Path, tmp_path: Path
-) -> None:
-    outcome, epochs = told(job(dataset, tmp_path, method))
-    assert [(epoch.stage, epoch.epoch) for epoch in epochs] == [
-        *(("supernet", number) for number in range(EPOCHS)),
-        *(("training", number) for number in range(2)),
-    ]
-    assert outcome.error is None
-    assert outcome.found is not None
-    assert outcome.curve == tuple(epoch.best for epoch in epochs if epoch.stage == "training")
-    assert outcome.samples == outcome.found["samples"] + 2 * ROWS
-    assert outcome.seconds > outcome.found["seconds"] > 0
-    assert outcome.value == min(epoch.valid["logloss"] for epoch in epochs if epoch.stage == "training")
-    assert Outcome.from_json(outcome.to_json()) == outcome
-    plain = Candidate.from_dict(job(dataset, tmp_path, method).candidate).derived(
-        Architecture.from_dict(outcome.found["architecture"])
-    )
-    alone = Job("alone", dataset, plain.to_dict(), seed=3, checkpoints=tmp_path / "alone")
-    assert told(alone)[0].value == outcome.value
-
-
-@pytest.mark.parametrize("die_after", [1, EPOCHS, EPOCHS + 1])
-def test_a_killed_job_goes_on_where_it_was(die_after: int, dataset: Path, tmp_path: Path) -> None:
-    whole, _ = told(job(dataset, tmp_path / "whole"))
-    with pytest.raises(Killed):
-        told(job(dataset, tmp_path / "killed"), die_after=die_after)
-    resumed, epochs = told(job(dataset, tmp_path / "killed"))
-    assert len(epochs) == EPOCHS + 2
-    assert whole.found is not None
-    assert resumed.found is not None
-    for key in ("architecture", "figures", "samples"):
-        assert resumed.found[key] == whole.found[key]
-    assert (resumed.value, resumed.curve, resumed.samples) == (whole.value, whole.curve, whole.samples)
-
-
 def test_a_backbone_with_nothing_to_open_is_a_failed_trial_in_one_line(dataset: Path, tmp_path: Path) -> None:
-    outcome, epochs = told(job(dataset, tmp_path, "autodis", backbone="mf"))
+    epochs: list[Epoch] = []
+    made = candidate("autodis", schema(), TRAINING, backbone="mf")
+    job = Job("one", dataset, made.to_dict(), seed=3, checkpoints=tmp_path / "checkpoints")
+    outcome = train(job, epochs.append)
     assert (outcome.value, outcome.found, outcome.fatal, epochs) == (None, None, False, [])
     assert outcome.error == "autodis: the backbone encodes no numeric field, or the dataset has none"
 
@@ -560,7 +498,7 @@ def test_a_backbone_with_nothing_to_open_is_a_failed_trial_in_one_line(dataset: 
 def test_studies_of_supernets_run_in_a_pool(dataset: Path, tmp_path: Path) -> None:
     method = METHODS["autodim"]
     spec = rows.SearchSpec.model_validate(
-        {"method": "autodim", "autodim": {"backbone": "fm", "dims": [2, 8], "epochs": 2, "every": 2}}
+        {"methods": ["autodim"], "autodim": {"backbone": "fm", "dims": [2, 8], "epochs": 2, "every": 2}}
     )
     assert method.plan is not None
     tune = TuneSettings(table_l2=[1e-5, 1e-2])
