@@ -10,26 +10,13 @@ from typing import Any
 import yaml
 
 from components import drawing, plots
+from components.settings import METRIC_NAMES as NAMES
 from trainer.architecture import Architecture
 from trainer.metrics import HIGHER_IS_BETTER, MAIN, NEGATIVES
 from trainer.shapes import Counts, count
 
 Facts = Mapping[str, Any]
 
-NAMES = {
-    "auc": "AUC",
-    "gauc": "GAUC",
-    "logloss": "log loss",
-    "mse": "MSE",
-    "rmse": "RMSE",
-    "nll": "negative log-likelihood",
-    "ndcg_at_10": "NDCG@10",
-    "hr_at_10": "HR@10",
-    "mrr": "MRR",
-    "sampled_ndcg_at_10": "sampled NDCG@10",
-    "sampled_hr_at_10": "sampled HR@10",
-    "sampled_mrr": "sampled MRR",
-}
 TASKS = {"ctr": "click prediction", "rating": "rating prediction", "next_item": "next-item prediction"}
 
 

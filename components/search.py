@@ -347,6 +347,7 @@ def _row(study: Study, record: TrialRecord) -> dict[str, Any]:
         "seconds": record.seconds,
         "samples": record.samples,
         "duplicate_of": record.duplicate_of,
+        "parent": record.attrs.get("parent"),
         "params": json.dumps(record.params),
         "curve": list(record.curve),
     }

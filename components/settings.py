@@ -59,6 +59,22 @@ Metric = Literal[
     "sampled_mrr",
 ]
 
+METRIC_NAMES = {
+    "auc": "AUC",
+    "gauc": "GAUC",
+    "logloss": "log loss",
+    "mse": "MSE",
+    "rmse": "RMSE",
+    "nll": "negative log-likelihood",
+    "ndcg_at_10": "NDCG@10",
+    "hr_at_10": "HR@10",
+    "mrr": "MRR",
+    "sampled_ndcg_at_10": "sampled NDCG@10",
+    "sampled_hr_at_10": "sampled HR@10",
+    "sampled_mrr": "sampled MRR",
+}
+"""As people write them; gauc is shown, but ranks nothing."""
+
 
 class SearchSpec(BaseModel):
     """What is searched, and how."""

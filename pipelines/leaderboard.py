@@ -10,22 +10,14 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from components.settings import METRIC_NAMES
 from pipelines.progress import duration
 from pipelines.spec import SearchPipeline
 
 Report = dict[str, Any]
 
-_HEADINGS = {
-    "auc": "AUC",
-    "logloss": "log loss",
-    "gauc": "GAUC",
-    "mse": "MSE",
-    "rmse": "RMSE",
-    "ndcg_at_10": "NDCG@10",
-    "hr_at_10": "HR@10",
-    "sampled_ndcg_at_10": "sampled NDCG@10",
-}
-
+_METRICS = ("auc", "logloss", "gauc", "mse", "rmse", "ndcg_at_10", "hr_at_10", "sampled_ndcg_at_10")
+"""Shown, as far as a task has them; the report has all."""
 _EXTRAS = ("parameters", "beats", "train", "search", "FLOPs")
 """Columns beside the metrics, in the order in which a narrow console keeps them."""
 
@@ -45,11 +37,11 @@ def leaderboard(report: Report, console: Console) -> Table:
 
 def _table(report: Report, extras: tuple[str, ...]) -> Table:
     entries = report["leaderboard"]
-    metrics = [name for name in _HEADINGS if any(name in entry["metrics"]["test"] for entry in entries)]
+    metrics = [name for name in _METRICS if any(name in entry["metrics"]["test"] for entry in entries)]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model", no_wrap=True)
     table.add_column("origin")
-    for heading in (*(_HEADINGS[name] for name in metrics), *extras):
+    for heading in (*(METRIC_NAMES[name] for name in metrics), *extras):
         table.add_column(heading, justify="right", no_wrap=True)
     for entry in entries:
         champion = entry["name"] == _champion_name(report)

@@ -143,6 +143,8 @@ def _finish(study: Study, trial: Trial, outcome: Outcome) -> None:
     attrs: dict[str, Any] = {"valid": outcome.valid} if outcome.error is None else {"error": outcome.error}
     if outcome.found is not None:
         attrs["found"] = outcome.found
+    if trial.parent is not None:
+        attrs["parent"] = trial.parent
     study.finish(
         trial.number,
         outcome.value,

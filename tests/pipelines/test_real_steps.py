@@ -253,6 +253,10 @@ def test_a_search_at_low_fidelity_finds_models_of_all_categories(tmp_path: Path)
     assert len(trials["autoctr"]) == 5
     assert len(trials["autoctr-sample"]) == 3
     full = {one["samples"] / len(one["curve"]) for one in trials["autoctr-sample"]}
+    parents = [one["parent"] for one in trials["autoctr"]]
+    assert parents[0] is None
+    assert all(parent < number for number, parent in enumerate(parents) if parent is not None)
+    assert any(parent is not None for parent in parents)
     low = {one["samples"] / len(one["curve"]) for one in trials["autoctr"] if one["state"] == "complete"}
     assert low == {full.pop() / 2}
     [scatter] = [figure for figure in report["searches"][0]["figures"] if figure["kind"] == "scatter"]

@@ -18,11 +18,13 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.trainer.small_spaces import mlp_and_cross, two_dims
 from trainer.errors import UserError
-from trainer.propose import Sampler
+from trainer.propose import Past, Proposal, Sampler, propose
+from trainer.shapes import count
 from trainer.storage import JournalFile
 from trainer.study import WAIT, Study, Trial, TrialRecord, prune_thresholds
 
 SPACE = mlp_and_cross()
+NARROW = [{"id": "m", "op": "mlp", "in": ["e"], "units": [2]}]
 
 
 def study(path: Path, sampler: Sampler = "greedy", *, trials: int = 12, lag: int = 3, **others: Any) -> Study:
@@ -78,6 +80,30 @@ def test_a_trial_proposed_ahead_is_handed_out_without_another_proposal(
     second = search.next()
     assert isinstance(second, Trial)
     assert second.number == 1
+
+
+def test_samplers_are_told_the_multiply_adds_of_the_models_that_were_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what a supernet led to where there is one, not of the backbone that it opened."""
+    told: list[Sequence[Past]] = []
+
+    def noting(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[Past]) -> Proposal:
+        told.append(past)
+        return propose(space, sampler, seed, number, past)
+
+    monkeypatch.setattr("trainer.study.propose", noting)
+    search = study(tmp_path / "j", "random", trials=4, lag=1)
+    for number in range(3):
+        trial = search.next()
+        assert isinstance(trial, Trial)
+        found = {**trial.candidate.architecture.to_dict(), "nodes": NARROW, "head": {"mode": "sum", "in": ["m"]}}
+        attrs = {"found": {"architecture": found}} if number == 1 else {}
+        search.finish(number, 0.5, curve=[0.5], attrs=attrs)
+    assert isinstance(search.next(), Trial)
+    records = search.records()
+    assert [past.flops for past in told[-1]] == [count(record.found.architecture).flops for record in records[:3]]
+    assert told[-1][1].flops != count(records[1].candidate.architecture).flops
 
 
 def test_a_trial_waits_for_those_it_is_proposed_from(tmp_path: Path) -> None:
