@@ -138,8 +138,8 @@ def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:
 
 def test_a_comparison_spends_one_budget_on_each_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     budget, training = 20_000, 3 * 3200  # samples; of one training of three epochs
-    arguments = ("--budget", str(budget), "--methods", "autofis,mde,random", "--seeds", "1")
-    arguments += ("--set", "train.baselines=[fm]", "--set", "search.autofis={epochs: 1}")
+    arguments = ("--budget", str(budget), "--methods", "ihas,mde,random", "--seeds", "1")
+    arguments += ("--set", "train.baselines=[fm]", "--set", "search.ihas={epochs: 1, groups: [2], least: 0.01, backbone: fm}")
     folder = tmp_path / "runs" / "tiny-compare"
     process = start(tmp_path, *arguments, command="compare")
     assert wait_for_step(process, folder / "search.partial" / "studies" / "mde.journal")
@@ -152,18 +152,19 @@ def test_a_comparison_spends_one_budget_on_each_and_goes_on_after_a_kill(tmp_pat
     assert f"kubectl apply -f {folder.relative_to(tmp_path)}/pipeline.yaml" in output
     report = json.loads((folder / "report.json").read_text())
     leaderboard = {entry["name"]: entry for entry in report["leaderboard"]}
-    assert set(leaderboard) == {"autofis-1", "mde-1", "random-1", "fm"}
+    assert set(leaderboard) == {"ihas-1", "mde-1", "random-1", "fm"}
+    assert leaderboard["ihas-1"]["architecture"]["head"]["mode"] == "routed"
     for entry in leaderboard.values():
         # Trainings may end before their third epoch, so that the next one costs more than was expected.
         assert training < entry["search_samples"] <= budget + 2 * training
         assert len(entry["seeds"]) == 1
     assert [(search["method"], search["sampler"]) for search in report["searches"]] == [
-        ("autofis", "bayesian"),
+        ("ihas", "bayesian"),
         ("mde", "bayesian"),
         ("random", "random"),
     ]
     page = (folder / "report.html").read_text()
-    assert "What autofis saw" in page
+    assert "What ihas saw" in page
     assert "What mde saw" not in page
 
 
