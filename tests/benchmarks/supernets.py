@@ -280,12 +280,12 @@ def _cells(label: str, entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def embedding_parameters(architecture: Mapping[str, Any]) -> int:
-    """Without first-order weights, as the papers count; with the votes of a router."""
+    """Without first-order weights, as the papers count; with what the description says of categories."""
     from trainer.architecture import Architecture
     from trainer.shapes import count, encoder_parameters
 
     made = Architecture.from_dict(architecture)
-    return count(made).votes + sum(
+    return count(made).codes + sum(
         encoder_parameters(made, view, field)
         for name, view in made.views.items()
         if _of_all_parts(name) != "first"

@@ -161,7 +161,7 @@ def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
     loss(model, schema).backward()
     assert finite(model)
     counts = count(architecture)
-    assert sum(weight.numel() for weight in model.parameters()) == counts.total - counts.votes
+    assert sum(weight.numel() for weight in model.parameters()) == counts.total - counts.codes
 
 
 # ---- spaces ---------------------------------------------------------------------------------------------------------
