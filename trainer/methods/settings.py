@@ -432,12 +432,12 @@ class DPQSettings(BackboneSettings):
     )
     centroid_learning_rate: float = Field(default=0.003, gt=0, description="Adam's rate for the supernet's centroids")
     warm_up: float = Field(
-        default=0.3, ge=0, lt=1, description="share of the search, at its beginning, with the full tables as they are"
+        default=0.5, ge=0, lt=1, description="share of the search, at its beginning, with the full tables as they are"
     )
     table_l2: NonNegativeFloat | None = Field(
         default=None, description="the supernet's own table_l2; none: the training's"
     )
-    epochs: int = Field(default=4, ge=1, description="passes over the training rows")
+    epochs: int = Field(default=8, ge=1, description="passes over the training rows")
 
     @model_validator(mode="after")
     def _divides(self) -> "DPQSettings":
