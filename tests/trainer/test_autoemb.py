@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.opened import QUICK, ROWS, SIZES, VALID_ROWS, opened, searched, table
+from tests.trainer.opened import QUICK, ROWS, SIZES, VALID_ROWS, candidate, opened, schema, searched, table
 from tests.trainer.planted_ranks import HEAD, planted, training
 from trainer.architecture import Architecture, RowsEncoder, TableEncoder
 from trainer.build import build
@@ -177,6 +177,11 @@ def test_one_width_for_all_categories_is_a_table() -> None:
     net.choices["e"].mixture.bias.data[:, 1] = 1.0
     encoders = net.derive().views["e"].encoders
     assert {field: encoders[field] for field in SIZES} == dict.fromkeys(SIZES, TableEncoder(dim=4))
+
+
+def test_with_the_full_width_alone_it_is_the_full_dimension_everywhere() -> None:
+    found = searched(opened("autoemb", backbone="fm", dims=[8], epochs=1)).architecture
+    assert found == candidate("field_dims", schema(), backbone="fm", dims=[8]).architecture
 
 
 def test_the_report_shows_widths_over_popularity() -> None:

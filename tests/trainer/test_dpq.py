@@ -1,5 +1,6 @@
 """DPQ and MGQE: how codes are found, and that what is derived is what the supernet was."""
 
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.trainer import planted_ranks
 from tests.trainer.opened import QUICK, ROWS, SIZES, VALID_ROWS, Watched, opened, searched, table
 from trainer.architecture import Architecture, QuantizedEncoder
 from trainer.build import Model, build
 from trainer.data import Table
-from trainer.index import unpacked
+from trainer.fit import fit
+from trainer.index import packed, unpacked
 from trainer.methods.settings import MGQESettings
 from trainer.modules.quantized import Quantized, Quantizer
 from trainer.schema import DatasetSchema, Field
@@ -272,6 +275,28 @@ def test_who_is_alike_shares_a_centroid() -> None:
         named = [max(set(shared), key=shared.count) for shared in together]
         assert len(set(named)) == TYPES
         assert sum(shared.count(code) for shared, code in zip(together, named, strict=True)) >= 57
+
+
+@pytest.mark.slow
+def test_codes_that_are_found_are_nearly_as_good_as_a_table_and_drawn_ones_are_not() -> None:
+    """On users and items of ranks 4 and 1, with a third of the parameters."""
+    train, valid = planted_ranks.planted(24_000)
+    given: dict[str, Any] = {"train": train, "valid": valid, "training": planted_ranks.training()}
+    net = opened("dpq", **given, backbone="fm", dim=4, subspaces=[4], centroids=[16])
+    found = searched(net, **given).architecture
+    drawn, random = found.to_dict(), Random(1)
+    for field in encoders(found):
+        codes_N = bytes(random.randrange(16) for _ in range(found.fields[field].cardinality * 4))
+        drawn["views"]["e"]["encoders"][field]["index"] = packed(codes_N)
+
+    def loss_of(architecture: Architecture) -> float:
+        model = build(architecture, label_mean=0.5, table_init=0.1, seed=1)
+        return fit(model, train, valid, planted_ranks.training(), task="ctr", seed=1).best_value
+
+    full, kept, blind = (loss_of(one) for one in (net.backbone, found, Architecture.from_dict(drawn)))
+    assert count(found).total < 0.35 * count(net.backbone).total
+    assert kept < full + 0.02
+    assert blind > full + 0.1
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------

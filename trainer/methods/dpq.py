@@ -115,8 +115,9 @@ class DPQ:
     def relax(self, progress: float, *, frozen: bool, deciding: bool) -> None:
         """Centroids come to work after the warm-up."""
         for view in self.views.values():
+            begins = not frozen and not view.quantizer.at_work
             view.quantizer.at_work = not frozen
-            if not frozen and not view.quantizer.placed:
+            if begins and not view.quantizer.placed:
                 self._place(view)
 
     @torch.no_grad()
