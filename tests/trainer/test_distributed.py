@@ -73,6 +73,8 @@ def test_two_processes_come_to_what_one_comes_to(job: Job, tmp_path: Path) -> No
 def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, method: str) -> None:
     """Gates that learn from passes of their own (autodim), and with the weights (autofis); a policy (nis); stages.
 
+    Centroids (mgqe) begin at rows of tables that live elsewhere, and those of the derived model are on every process.
+
     AutoDim and AMEIR normalise batches, and iHAS draws its gates, each process for itself: what they find need not be
     that of one process.
     """
