@@ -13,6 +13,7 @@ from trainer.architecture import (
     FieldSpec,
     ItemsHead,
     Node,
+    QuantizedEncoder,
     RoutedHead,
     RowsEncoder,
     ValueHead,
@@ -205,6 +206,10 @@ def _encoder_words(encoder: object) -> str:
     if isinstance(encoder, RowsEncoder):
         kind = "chain" if encoder.align == "chain" else "rows"
         return f"{kind} {', '.join(f'{block.rows:,} × {block.dim}' for block in encoder.blocks)}"
+    if isinstance(encoder, QuantizedEncoder):
+        tail = f" ({encoder.tail.centroids} for rare)" if encoder.tail else ""
+        width = encoder.dim // encoder.subspaces
+        return f"quantized {encoder.subspaces} × 1 of {encoder.centroids} × {width}{tail}"
     dim = getattr(encoder, "dim", None)
     return f"{kind.replace('_', ' ')} {dim}" if dim else str(kind)
 

@@ -16,13 +16,16 @@ from trainer.methods.settings import (
     AutoCTRSettings,
     AutoDimSettings,
     AutoDisSettings,
+    AutoEmbSettings,
     AutoFISSettings,
     AutoGroupSettings,
     AutoRecSettings,
+    DPQSettings,
     ESAPNSettings,
     FieldDimsSettings,
     IHASSettings,
     MDESettings,
+    MGQESettings,
     NISSettings,
 )
 from trainer.schema import Task
@@ -41,6 +44,9 @@ Method = Literal[
     "autoctr",
     "field_dims",
     "mde",
+    "dpq",
+    "mgqe",
+    "autoemb",
     "random",
     "all",
 ]
@@ -122,6 +128,13 @@ class SearchSpec(BaseModel):
         default=FieldDimsSettings(), description="the method field_dims: drawn widths"
     )
     mde: MDESettings = Field(default=MDESettings(), description="the method mde: widths by a power law")
+    dpq: DPQSettings = Field(default=DPQSettings(), description="the method dpq: shared vectors, named by codes")
+    mgqe: MGQESettings = Field(
+        default=MGQESettings(), description="the method mgqe: dpq with fewer for rare categories"
+    )
+    autoemb: AutoEmbSettings = Field(
+        default=AutoEmbSettings(), description="the method autoemb: widths by how often categories occur"
+    )
 
     def named(self, task: Task) -> tuple[str, ...]:
         """The methods in the order of the file; `all` stands for those that do the task."""

@@ -102,6 +102,29 @@ class RowsEncoder(_Data):
     index: str | None = None
 
 
+class Tail(_Data):
+    """The categories from number `first` on, whose codes are all below `centroids`."""
+
+    first: NonNegativeInt
+    centroids: PositiveInt
+
+
+class QuantizedEncoder(_Data):
+    """Categorical: `subspaces` vectors side by side, each one of `centroids` that categories share (DPQ, Chen 2020).
+
+    The `index` (`trainer.index`) has for every category a code, a byte, for each of its sub-vectors. It is fixed; what
+    is learned are the centroids, a table of its own for each sub-space, `dim` / `subspaces` wide. Rare categories may
+    have fewer centroids to choose from than frequent ones (`tail`; MGQE, Kang 2020).
+    """
+
+    kind: Literal["quantized"] = "quantized"
+    dim: PositiveInt
+    subspaces: PositiveInt
+    centroids: Annotated[int, Field(ge=1, le=256)]
+    index: str
+    tail: Tail | None = None
+
+
 class ScaleEncoder(_Data):
     """Numeric: value times a learned vector; a second learned vector stands for a missing value if there are any."""
 
@@ -167,6 +190,7 @@ class PairsTableEncoder(_Data):
 Encoder = Annotated[
     TableEncoder
     | RowsEncoder
+    | QuantizedEncoder
     | ScaleEncoder
     | RawEncoder
     | BinsEncoder
@@ -639,7 +663,7 @@ def _check_router(fields: Mapping[str, FieldSpec], head: RoutedHead) -> None:
 
 
 _ENCODERS_OF_KIND: dict[FieldKind, tuple[type[_Data], ...]] = {
-    "categorical": (TableEncoder, RowsEncoder, PairsTableEncoder),
+    "categorical": (TableEncoder, RowsEncoder, QuantizedEncoder, PairsTableEncoder),
     "numeric": (ScaleEncoder, RawEncoder, BinsEncoder, BucketsEncoder, PairsTableEncoder),
     "sequence": (TableEncoder, ShareEncoder),
 }
@@ -666,11 +690,11 @@ def _check_numbers(where: str, encoder: Encoder) -> None:
             raise ArchitectureError(f"{where}: adaptive must be less than temperature, which could fall to 0 otherwise")
     if isinstance(encoder, BucketsEncoder) and any(a >= b for a, b in pairwise(encoder.boundaries)):
         raise ArchitectureError(f"{where}: boundaries must rise")
-    if isinstance(encoder, RowsEncoder) and encoder.index is not None:
+    if isinstance(encoder, RowsEncoder | QuantizedEncoder) and encoder.index is not None:
         try:
             unpacked(encoder.index)
         except ValueError:
-            message = "index is no base64 of a deflated byte per category; write what trainer.index.packed makes"
+            message = "index is no base64 of deflated bytes of categories; write what trainer.index.packed makes"
             raise ArchitectureError(f"{where}: {message}") from None
 
 
@@ -921,7 +945,7 @@ def _plain_view(view: View) -> dict[str, Any]:
     """The view as plain data, what can be said in several ways said in one."""
     body: dict[str, Any] = view.model_dump(mode="json")
     for field, encoder in view.encoders.items():
-        if isinstance(encoder, RowsEncoder) and encoder.index is not None:
+        if isinstance(encoder, RowsEncoder | QuantizedEncoder) and encoder.index is not None:
             body["encoders"][field]["index"] = _said(encoder.index)
         if isinstance(encoder, TableEncoder) and encoder.places in (None, tuple(range(encoder.dim))):
             del body["encoders"][field]["places"]

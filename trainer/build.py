@@ -4,6 +4,7 @@ Searches, final trainings, baselines and serving all make their models here, and
 nothing is ever trained that its description does not tell.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from trainer.architecture import (
     Pool,
     PoolLayer,
     Positions,
+    QuantizedEncoder,
     RoutedHead,
     RowsEncoder,
     Seq,
@@ -50,11 +52,12 @@ from trainer.architecture import (
     reached,
 )
 from trainer.data import Batch
-from trainer.modules import behavior, interactions, numbers, products, sequences
+from trainer.modules import behavior, interactions, numbers, products, quantized, sequences
 from trainer.modules.align import Align, Placed
 from trainer.modules.blocks import BlocksSource
 from trainer.modules.encoders import FieldsView, SequenceView, Source, TableSource
 from trainer.modules.numbers import NumberSource
+from trainer.modules.quantized import QuantizedSource
 from trainer.modules.router import Router, put_together
 from trainer.modules.tables import Held, Rows, Tables, TableSpec
 from trainer.modules.values import StepGroups, Steps, Value, flatten
@@ -151,8 +154,9 @@ class Model(nn.Module):
         return found
 
     def table_parameters(self) -> list[nn.Parameter]:
-        """What encodes fields: all tables, and the vectors of numeric fields."""
-        return [*self.tables.parameters(), *numbers.table_parameters(self.views)]
+        """What encodes fields: all tables, the vectors of numeric fields, and centroids."""
+        parts = [numbers.table_parameters(self.views), quantized.table_parameters(self.views)]
+        return [*self.tables.parameters(), *itertools.chain(*parts)]
 
     def dense_parameters(self) -> list[nn.Parameter]:
         """All other parameters: lifts, nodes and the head."""
@@ -210,7 +214,7 @@ def _specs(architecture: Architecture, shared: Mapping[str, Sequence[str]]) -> I
     for view_name, view in architecture.views.items():
         for name, encoder in view.encoders.items():
             field = architecture.fields[name]
-            if field.kind == "numeric" or isinstance(encoder, ShareEncoder):
+            if field.kind == "numeric" or isinstance(encoder, ShareEncoder | QuantizedEncoder):
                 continue
             table = _table_name(view_name, name)
             if isinstance(encoder, RowsEncoder):
@@ -247,8 +251,8 @@ def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], ta
             (encoder.view, architecture.fields[field].of or "") if isinstance(encoder, ShareEncoder) else (name, field)
         )
         return SequenceView(TableSource(_table_name(owner, of), field, shape.width))
-    numeric = _columns(architecture, "numeric")
-    sources = [_source(architecture, name, field, numeric) for field in view.encoders]
+    columns = _columns(architecture, "numeric") | _columns(architecture, "categorical")
+    sources = [_source(architecture, name, field, columns) for field in view.encoders]
     align: Align | Placed | None = None
     if view.align is not None:
         aligned = view_collected(architecture, name)
@@ -264,15 +268,18 @@ def _view(architecture: Architecture, name: str, shapes: Mapping[str, Shape], ta
     )
 
 
-def _source(architecture: Architecture, view_name: str, name: str, numeric: Mapping[str, int]) -> Source:
+def _source(architecture: Architecture, view_name: str, name: str, columns: Mapping[str, int]) -> Source:
+    """`columns`: position of each field among the columns of its kind."""
     view, field = architecture.views[view_name], architecture.fields[name]
     encoder = view.encoders[name]
     width = encoder_width(field, encoder, view, architecture)
     if field.kind == "numeric":
-        return NumberSource(numeric[name], field.missing, width, encoder)
+        return NumberSource(columns[name], field.missing, width, encoder)
     if isinstance(encoder, RowsEncoder):
         tables = _block_tables(_table_name(view_name, name), encoder)
         return BlocksSource(name, width, [(table, name) for table in tables], encoder)
+    if isinstance(encoder, QuantizedEncoder):
+        return QuantizedSource(columns[name], width, encoder)
     return TableSource(_table_name(view_name, name), name, width)
 
 

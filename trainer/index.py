@@ -1,6 +1,7 @@
 """What a description says of every category of a field: a few bytes for each, as short text.
 
-The number of its block, where blocks are no ranges of ids, or its votes in a router (signed), deflated and in base64.
+The number of its block, where blocks are no ranges of ids, the codes of its centroids, or its votes in a router
+(signed), deflated and in base64. `trainer.shapes` counts these numbers in the bits that they need.
 Light: the standard library alone.
 """
 

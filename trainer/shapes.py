@@ -46,6 +46,7 @@ from trainer.architecture import (
     Pool,
     PoolLayer,
     Positions,
+    QuantizedEncoder,
     RawEncoder,
     RoutedHead,
     RowsEncoder,
@@ -141,20 +142,21 @@ class Counts:
     """Parameters (tables: all encoders; lifts: maps that align widths; dense: the rest) and multiply-adds per row.
 
     Multiply-adds count products and leave out activations, look-ups, sums and softmax denominators; sequences count
-    at full length. Of a routed model parameters are those of all parts, and the votes of its router, which training
-    leaves alone; multiply-adds are those of the part that has the most.
+    at full length. Of a routed model parameters are those of all parts; multiply-adds are those of the part that has
+    the most. Codes are what the description itself says of categories, and training leaves alone: votes of a router,
+    numbers of blocks, codes of centroids. They are counted in the bits that they need, 32 of which are a parameter.
     """
 
     tables: int
     lifts: int
     dense: int
     flops: int
-    votes: int = 0
+    codes: int = 0
 
     @property
     def elsewhere(self) -> int:
         """What is neither in tables nor in maps that align widths."""
-        return self.dense + self.votes
+        return self.dense + self.codes
 
     @property
     def total(self) -> int:
@@ -181,16 +183,41 @@ def infer(architecture: Architecture) -> dict[str, Shape]:
 def count(architecture: Architecture) -> Counts:
     """Parameters and multiply-adds of the built model; what the head does not reach is not built."""
     live = architecture.live()
-    if not isinstance(live.head, RoutedHead):
-        return _count(live)
-    infer(live)
+    if isinstance(live.head, RoutedHead):
+        infer(live)
     counts = [_count(part) for part in live.parts()]
     tables, lifts, dense = (sum(getattr(one, name) for one in counts) for name in ("tables", "lifts", "dense"))
-    return Counts(tables, lifts, dense, max(one.flops for one in counts), _votes(live.fields, live.head))
+    return Counts(tables, lifts, dense, max(one.flops for one in counts), -(-_bits(live) // PARAMETER_BITS))
 
 
-def _votes(fields: Mapping[str, FieldSpec], head: RoutedHead) -> int:
-    return sum(fields[field].cardinality for field in head.router) * (len(head.parts) - 1)
+PARAMETER_BITS = 32
+VOTE_BITS = 8
+
+
+def _bits(live: Architecture) -> int:
+    """Of what the description says of categories."""
+    encoders = [(field, encoder) for view in live.views.values() for field, encoder in view.encoders.items()]
+    indices = sum(index_bits(encoder, live.fields[field].cardinality) for field, encoder in encoders)
+    if not isinstance(live.head, RoutedHead):
+        return indices
+    votes = sum(live.fields[field].cardinality for field in live.head.router) * (len(live.head.parts) - 1)
+    return indices + VOTE_BITS * votes
+
+
+def index_bits(encoder: Encoder, cardinality: int) -> int:
+    """The bits that an encoder's index needs, as many for a number as its greatest possible value."""
+    match encoder:
+        case RowsEncoder(index=str()):
+            return cardinality * _bits_of(len(encoder.blocks))
+        case QuantizedEncoder():
+            tail = cardinality - encoder.tail.first if encoder.tail else 0
+            rare = tail * _bits_of(encoder.tail.centroids) if encoder.tail else 0
+            return encoder.subspaces * ((cardinality - tail) * _bits_of(encoder.centroids) + rare)
+    return 0
+
+
+def _bits_of(options: int) -> int:
+    return (options - 1).bit_length()
 
 
 def _count(live: Architecture) -> Counts:
@@ -224,7 +251,7 @@ def encoder_width(field: FieldSpec, encoder: Encoder, view: View, architecture: 
             return shared.dim
         case PairsTableEncoder():
             return encoder.dim * (len(view.encoders) - 1)
-        case TableEncoder() | RowsEncoder() | ScaleEncoder() | BinsEncoder() | BucketsEncoder():
+        case TableEncoder() | RowsEncoder() | QuantizedEncoder() | ScaleEncoder() | BinsEncoder() | BucketsEncoder():
             return encoder.dim
 
 
@@ -237,6 +264,8 @@ def encoder_parameters(architecture: Architecture, view: View, name: str) -> int
     match encoder:
         case RowsEncoder():
             return sum(block.rows * block.dim for block in encoder.blocks)
+        case QuantizedEncoder():
+            return encoder.centroids * encoder.dim
         case BinsEncoder():
             return (encoder.bins + field.missing) * width + bins_network(encoder)[0]
         case BucketsEncoder():
@@ -318,6 +347,25 @@ def _check_chain(where: str, encoder: RowsEncoder, cardinality: int) -> None:
         raise ArchitectureError(f"{where}: align 'chain' needs every category in a block, and row {end} is in none")
 
 
+def _check_codes(where: str, encoder: QuantizedEncoder, cardinality: int) -> None:
+    if encoder.dim % encoder.subspaces:
+        raise ArchitectureError(f"{where}: dim {encoder.dim} does not divide into {encoder.subspaces} subspaces")
+    codes, wanted = unpacked(encoder.index), cardinality * encoder.subspaces
+    if len(codes) != wanted:
+        message = f"index has {len(codes)} codes; {cardinality} categories have {encoder.subspaces} each: {wanted}"
+        raise ArchitectureError(f"{where}: {message}")
+    if max(codes) >= encoder.centroids:
+        message = f"index names centroid {max(codes)} of {encoder.centroids}; centroids are numbered from 0"
+        raise ArchitectureError(f"{where}: {message}")
+    tail = encoder.tail
+    if tail is not None and (tail.first >= cardinality or tail.centroids > encoder.centroids):
+        message = f"tail must begin below {cardinality} and have at most {encoder.centroids} centroids"
+        raise ArchitectureError(f"{where}: {message}")
+    if tail is not None and max(codes[tail.first * encoder.subspaces :]) >= tail.centroids:
+        message = f"index gives categories from {tail.first} on centroids beyond the tail's {tail.centroids}"
+        raise ArchitectureError(f"{where}: {message}")
+
+
 def _overlap(block: Block, other: Block) -> bool:
     return block.first < other.first + other.rows and other.first < block.first + block.rows
 
@@ -357,6 +405,8 @@ def _view_shapes(architecture: Architecture, name: str, view: View) -> dict[str,
     for field, encoder in view.encoders.items():
         if isinstance(encoder, RowsEncoder):
             _check_blocks(f"{where}: field '{field}'", encoder, architecture.fields[field].cardinality)
+        if isinstance(encoder, QuantizedEncoder):
+            _check_codes(f"{where}: field '{field}'", encoder, architecture.fields[field].cardinality)
         if isinstance(encoder, TableEncoder) and encoder.places is not None:
             _check_places(f"{where}: field '{field}'", encoder, view, view.width or max(widths))
     if kind is P:

@@ -74,7 +74,7 @@ def zoo(model: str) -> Row:
 
 def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:
     """A method on a backbone. Methods that set widths leave the embedding's open."""
-    sized = method in ("autodim", "field_dims", "mde", "nis")
+    sized = method in ("autodim", "field_dims", "mde", "nis", "dpq", "mgqe", "autoemb")
     section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
     return f"{name} ({backbone})", {
         "search.methods": [method],
@@ -117,13 +117,17 @@ def autodim(backbone: str) -> list[Row]:
     """The model itself has the full dimension everywhere (FDE).
 
     MDE's power makes it about as large as half of the full tables, which is the budget of blind widths. Narrow
-    tables are lifted for FM and padded for layers: the better of the two in one look each at validation rows.
+    tables are lifted for FM and padded for layers: the better of the two in one look each at validation rows. DPQ and
+    MGQE quantise user, item and zip, which have more categories than centroids.
     """
     align = ["lift" if backbone == "fm" else "pad"]
     half = {"dims": DIMS, "align": align, "budget": [0.5]}
     return [
         zoo(backbone),
         opened("MDE", "mde", backbone, base=16, temperature=[0.1], align=align),
+        opened("DPQ", "dpq", backbone, dim=16),
+        opened("MGQE", "mgqe", backbone, dim=16),
+        opened("AutoEmb", "autoemb", backbone, dims=DIMS, align=align, **SUPERNET),
         opened("AutoDim", "autodim", backbone, dims=DIMS, align=align, **SUPERNET),
         opened("AutoDim, half", "autodim", backbone, **half, **SUPERNET),
         blind("random widths", "AutoDim, half", "autodim", backbone, **half),
@@ -280,12 +284,12 @@ def _cells(label: str, entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def embedding_parameters(architecture: Mapping[str, Any]) -> int:
-    """Without first-order weights, as the papers count; with the votes of a router."""
+    """Without first-order weights, as the papers count; with what the description says of categories."""
     from trainer.architecture import Architecture
     from trainer.shapes import count, encoder_parameters
 
     made = Architecture.from_dict(architecture)
-    return count(made).votes + sum(
+    return count(made).codes + sum(
         encoder_parameters(made, view, field)
         for name, view in made.views.items()
         if _of_all_parts(name) != "first"
@@ -301,7 +305,7 @@ def pairs(architecture: Mapping[str, Any]) -> str:
 def widths(architecture: Mapping[str, Any]) -> str:
     """Of the fields of each part."""
     parts = [
-        [_width(encoder) for encoder in view["encoders"].values() if encoder["kind"] in ("table", "rows")]
+        [_width(encoder) for encoder in view["encoders"].values() if encoder["kind"] in ("table", "rows", "quantized")]
         for name, view in architecture["views"].items()
         if _of_all_parts(name) == "e"
     ]
@@ -314,7 +318,9 @@ def _of_all_parts(view: str) -> str:
 
 
 def _width(encoder: Mapping[str, Any]) -> str:
-    """The width of a table, or those of its blocks from frequent to rare categories."""
+    """The width of a table, those of its blocks, or how many codes a category has and for how many centroids."""
+    if encoder["kind"] == "quantized":
+        return f"{encoder['subspaces']}×{encoder['centroids']}"
     blocks = encoder.get("blocks", [encoder])
     return "-".join(str(block["dim"]) for block in blocks)
 

@@ -50,6 +50,9 @@ NEEDS = {
     "ihas": "categorical",
     "field_dims": "categorical",
     "mde": "categorical",
+    "dpq": "categorical",
+    "mgqe": "categorical",
+    "autoemb": "categorical",
     "autodis": "numeric",
 }
 """The kind of field that a method is about."""
@@ -87,6 +90,9 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "blind": {"select": "random", "groups": [2, 3]},
         "moved": {"backbone": "dlrm", "into": "dcnv2", "least": 0.0},
     },
+    "dpq": {"few": {"centroids": [3, 5], "subspaces": [1, 4], "dim": 4}},
+    "mgqe": {"few": {"centroids": [4], "tail_centroids": [1, 2, 4], "subspaces": [2], "head": 0.3}},
+    "autoemb": {"padded": {"align": ["pad", "lift"]}},
     "autogroup": {"two orders": {"first": [0], "second": [2, 5], "third": [1, 4], "dims": [4, 8]}},
 }
 """Settings beside the defaults, for methods whose defaults leave much closed."""
@@ -161,7 +167,7 @@ def trained_a_step(architecture: Architecture, schema: DatasetSchema) -> None:
     loss(model, schema).backward()
     assert finite(model)
     counts = count(architecture)
-    assert sum(weight.numel() for weight in model.parameters()) == counts.total - counts.votes
+    assert sum(weight.numel() for weight in model.parameters()) == counts.total - counts.codes
 
 
 # ---- spaces ---------------------------------------------------------------------------------------------------------
@@ -357,12 +363,19 @@ BACKBONES = [
 ]
 
 
+OPEN: dict[str, dict[str, Any]] = {
+    "autodis": {"encoders": ["scale", "bins"]},
+    "dpq": {"centroids": [4]},
+    "mgqe": {"centroids": [4], "tail_centroids": [2]},
+}
+"""Settings without which there is nothing to decide on so few categories, or at all."""
+
+
 @pytest.mark.parametrize(("method", "backbone"), BACKBONES, ids=["-".join(pair) for pair in BACKBONES])
 def test_every_backbone_that_a_pipeline_file_may_name_has_something_to_open(method: str, backbone: str) -> None:
     """On a dataset with every kind of field: a supernet with something to decide, or a choice that is the method's."""
     schema, random = mixed_schema(), Random(4)
-    wider = {"encoders": ["scale", "bins"]} if method == "autodis" else {}
-    space = space_of(method, schema, backbone=backbone, **wider)
+    space = space_of(method, schema, backbone=backbone, **OPEN.get(method, {}))
     if METHODS[method].supernet is None:
         assert set(choices(space["architecture"])) - set(choices(zoo.template(backbone, schema)))
     for _ in range(3):

@@ -139,7 +139,12 @@ def wait_for_step(process: "subprocess.Popen[str]", partial: Path) -> bool:
 def test_a_comparison_spends_one_budget_on_each_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     budget, training = 20_000, 3 * 3200  # samples; of one training of three epochs
     arguments = ("--budget", str(budget), "--methods", "ihas,mde,random", "--seeds", "1")
-    arguments += ("--set", "train.baselines=[fm]", "--set", "search.ihas={epochs: 1, groups: [2], least: 0.01, backbone: fm}")
+    arguments += (
+        "--set",
+        "train.baselines=[fm]",
+        "--set",
+        "search.ihas={epochs: 1, groups: [2], least: 0.01, backbone: fm}",
+    )
     folder = tmp_path / "runs" / "tiny-compare"
     process = start(tmp_path, *arguments, command="compare")
     assert wait_for_step(process, folder / "search.partial" / "studies" / "mde.journal")

@@ -69,9 +69,11 @@ def test_two_processes_come_to_what_one_comes_to(job: Job, tmp_path: Path) -> No
     assert job.weights.exists()
 
 
-@pytest.mark.parametrize("method", ["autodim", "autofis", "nis", "ameir", "ihas"])
+@pytest.mark.parametrize("method", ["autodim", "autofis", "nis", "ameir", "ihas", "mgqe"])
 def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, method: str) -> None:
     """Gates that learn from passes of their own (autodim), and with the weights (autofis); a policy (nis); stages.
+
+    Centroids (mgqe) begin at rows of tables that live elsewhere, and those of the derived model are on every process.
 
     AutoDim and AMEIR normalise batches, and iHAS draws its gates, each process for itself: what they find need not be
     that of one process.
@@ -85,6 +87,7 @@ def test_two_processes_search_a_supernet_as_one_does(job: Job, tmp_path: Path, m
         "autofis": fm,
         "nis": {**fm, **grid},
         "ihas": {"groups": [2], "least": 0.0},
+        "mgqe": {**fm, "dim": 4, "subspaces": [2], "centroids": [4], "tail_centroids": [2]},
         "ameir": {"dims": [4], "units": [[6]], "candidates": 4, "sample": 2},
     }
     found = opened.candidate(method, schema, training, epochs=2, **settings[method])

@@ -27,7 +27,8 @@ from trainer.engines.supernet import Schedule
 from trainer.errors import UserError
 from trainer.fit import predict
 from trainer.index import unpacked
-from trainer.methods.esapn import Policy, Thresholds, described
+from trainer.methods.base import sized_rows
+from trainer.methods.esapn import Policy, Thresholds
 from trainer.methods.table import METHODS
 from trainer.settings import TrainSettings
 from trainer.shapes import encoder_parameters
@@ -477,14 +478,14 @@ def test_the_derived_model_is_the_supernet_with_its_sizes(gone: int | None) -> N
 
 
 def test_an_index_names_the_blocks_of_sizes_that_are_there() -> None:
-    encoder = described(bytes([3, 0, 3, 1]), [2, 4, 8, 16])
+    encoder = sized_rows(bytes([3, 0, 3, 1]), [2, 4, 8, 16], "chain")
     assert encoder["blocks"] == [
         {"first": 0, "rows": 1, "dim": 2},
         {"first": 1, "rows": 1, "dim": 4},
         {"first": 2, "rows": 2, "dim": 16},
     ]
     assert list(unpacked(encoder["index"])) == [2, 0, 2, 1]
-    assert described(bytes(5), [2, 4])["index"] is None
+    assert sized_rows(bytes(5), [2, 4], "chain")["index"] is None
 
 
 def test_only_the_named_fields_grow() -> None:

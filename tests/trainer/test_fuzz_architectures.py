@@ -34,6 +34,8 @@ def encoder(draw: Draw, field: str, kind: str, dim: int, rows: float = 0.2) -> d
         return {"kind": kind, "dim": dim}
     if SCHEMA.field(field).kind == "numeric":
         return {"kind": "raw"} if kind == "raw" else {"kind": "scale", "dim": dim}
+    if draw.random() < rows / 2:
+        return quantized_encoder(draw, SCHEMA.field(field).cardinality, dim)
     if draw.random() < rows:
         return rows_encoder(draw, SCHEMA.field(field).cardinality, dim)
     return {"kind": "table", "dim": dim}
@@ -60,6 +62,19 @@ def indexed_encoder(draw: Draw, cardinality: int, dim: int) -> dict[str, Any]:
     align = draw.choice(["lift", "pad"] if dim == 1 and draw.random() < 0.9 else ["chain"])
     width = draw.choice([dim, dim, dim + 2])
     return {"kind": "rows", "dim": width, "blocks": blocks, "align": align, "index": packed(number_R)}
+
+
+def quantized_encoder(draw: Draw, cardinality: int, dim: int) -> dict[str, Any]:
+    """Mostly codes that fit; now and then one of a centroid that is not there, or a dim that cannot be divided."""
+    subspaces = draw.choice([1, dim, max(dim // 2, 1)]) + (draw.random() < 0.03)
+    centroids = draw.randint(2, 5)
+    tail = draw.choice([None, {"first": draw.randrange(cardinality), "centroids": draw.randint(1, centroids)}])
+    codes = []
+    for number in range(cardinality * subspaces):
+        rare = tail is not None and number >= tail["first"] * subspaces
+        codes.append(draw.randrange(tail["centroids"] if tail and rare else centroids) + (draw.random() < 0.001))
+    made = {"dim": dim, "subspaces": subspaces, "centroids": centroids, "tail": tail}
+    return {"kind": "quantized", **made, "index": packed(bytes(codes))}
 
 
 def view(draw: Draw, first: bool) -> dict[str, Any]:

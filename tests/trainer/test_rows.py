@@ -1,6 +1,7 @@
 """The rows encoder: what blocks of a table make of a category, and that blocks at rest stay as they are."""
 
 import base64
+import math
 import zlib
 from typing import Any
 
@@ -253,7 +254,8 @@ def test_what_a_chain_counts_is_what_it_holds() -> None:
     assert count(described_4).flops - padded.flops == 1 * 2 + 2 * 4 + 4
     for one in (described_4, described_6):
         model = build(one, label_mean=0.5, table_init=0.1, seed=1)
-        assert sum(parameter.numel() for parameter in model.parameters()) == count(one).total
+        assert sum(parameter.numel() for parameter in model.parameters()) == count(one).total - count(one).codes
+        assert count(one).codes == math.ceil(USER * 2 / 32)  # one of three blocks: two bits
         assert sum(parameter.numel() for parameter in model.lift_parameters()) == count(one).lifts
 
 

@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "autodis": {"epochs": EPOCHS, "encoders": ["scale", "bins", "tree"], "every": 3, "warm_up": 0.2},
     "autogroup": {"epochs": EPOCHS, "dims": [4], "first": [2], "second": [4], "third": [3]},
     "ihas": {"epochs": EPOCHS, "groups": [2], "sparse": [0.3], "warm_up": 0.2, "least": 0.01},
+    "mgqe": {"epochs": EPOCHS, "dim": 8, "subspaces": [2], "centroids": [8], "tail_centroids": [4], "warm_up": 0.2},
     "nis": {"epochs": EPOCHS, "dim": 8, "columns": 2, "rows": [0.5, 1.0], "every": 3, "warm_up": 0.2, "sample": 3},
 }
 every_method = pytest.mark.parametrize("method", SETTINGS)
@@ -224,7 +225,7 @@ def test_rows_that_weights_or_gates_were_trained_on_are_counted(method: str, val
     valid = table(valid_rows, seed=1)
     found = searched(supernet(method, valid=valid), valid=valid)
     steps = EPOCHS * ROWS // QUICK.batch_size
-    if method in ("autofis", "ihas"):
+    if method in ("autofis", "ihas", "mgqe"):
         deciding = 0
     elif method == "autogroup":
         deciding = EPOCHS * ROWS

@@ -29,6 +29,7 @@ from trainer.figures import Cell, Figure, curves, table
 from trainer.methods.base import (
     Data,
     MixtureSearch,
+    OpenedView,
     Opening,
     backbone,
     draw,
@@ -40,7 +41,6 @@ from trainer.methods.base import (
 from trainer.methods.settings import AutoDimSettings, MixtureSettings
 from trainer.modules.interactions import dense
 from trainer.modules.mixture import Mixture
-from trainer.modules.tables import Rows
 from trainer.processes import gather_rows, summed
 from trainer.schema import DatasetSchema
 from trainer.space import choice
@@ -144,26 +144,27 @@ class AutoDim(MixtureSearch):
         return {field: self.dims[place] for field, place in zip(opened.fields, best, strict=True)}
 
 
-class WidthChoice(nn.Module):
-    """A view whose table fields are mixtures of their own prefixes: (B, M, D)."""
+class WidthChoice(OpenedView):
+    """A view whose table fields are mixtures of their own prefixes."""
 
     def __init__(self, view: nn.Module, fields: Sequence[str], places: Sequence[int], dims: Sequence[int]) -> None:
-        super().__init__()
-        self.view, self.fields, self.width = view, list(fields), max(dims)
+        super().__init__(view, fields, places)
+        self.width = max(dims)
         self.maps = nn.ModuleList(dense(dim, self.width) for dim in dims)
         self.mixture = Mixture(len(places), len(dims), self.width)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
-        self.places: Tensor
 
-    def forward(self, batch: Batch, rows: Rows) -> Tensor:
-        value = self.view(batch, rows)
-        x_BMD = value if isinstance(value, Tensor) else torch.stack(value, 1)
-        mixed_BMD = self.mixture(self.candidates(x_BMD[:, self.places]))
-        return x_BMD.index_copy(1, self.places, mixed_BMD.to(x_BMD.dtype))
+    def made(self, x_BFD: Tensor, batch: Batch) -> Tensor:
+        mixed_BFD: Tensor = self.mixture(self.candidates(x_BFD))
+        return mixed_BFD
 
     def candidates(self, x_BMD: Tensor) -> Tensor:
         """(B, M, N, D): every prefix, mapped to the full width."""
-        return torch.stack([mapped(x_BMD[..., : mapped.in_features]) for mapped in self.maps], dim=2)
+        return prefixes(self.maps, x_BMD)
+
+
+def prefixes(maps: nn.ModuleList, x_BMD: Tensor) -> Tensor:
+    """(B, M, N, D): for each of N maps as many columns as it takes, mapped."""
+    return torch.stack([mapped(x_BMD[..., : mapped.in_features]) for mapped in maps], dim=2)
 
 
 def single_field_scores(train: Table, valid: Table) -> dict[str, float]:

@@ -1,22 +1,24 @@
 """What the methods that open a backbone share."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer import zoo
 from trainer.architecture import Architecture, TableEncoder, View
 from trainer.build import Model, build
-from trainer.data import Table
+from trainer.data import Batch, Table
 from trainer.engines.gradient import Level
 from trainer.engines.supernet import Schedule
 from trainer.errors import UserError
+from trainer.index import packed
 from trainer.methods.settings import BackboneSettings
 from trainer.modules.mixture import Mixture
+from trainer.modules.tables import Rows
 from trainer.schema import DatasetSchema
 from trainer.settings import TrainSettings
 from trainer.space import choice, choices, pinned
@@ -137,6 +139,12 @@ WIDTH = "embedding.dim"
 """The choice by which the models of the zoo call the width of their embedding."""
 
 
+def check_sizable(method: str, schema: DatasetSchema) -> None:
+    """Raises UserError if there is no categorical field."""
+    if not schema.names("categorical"):
+        raise UserError(f"search.methods: {method} sizes the tables of categorical fields, and the dataset has none")
+
+
 def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int, align: Any = "lift") -> Data:
     """A template whose embeddings are `width` wide, each categorical field's table being `dims[field]` and aligned.
 
@@ -168,6 +176,73 @@ def tables_of_width(architecture: Architecture, width: int) -> dict[str, list[st
 
     found = {name: fields(view) for name, view in architecture.views.items()}
     return {name: opened for name, opened in found.items() if opened}
+
+
+class OpenedView(nn.Module):
+    """A view some of whose fields a method makes something else of: (B, M, D)."""
+
+    def __init__(self, view: nn.Module, fields: Sequence[str], places: Sequence[int]) -> None:
+        """`fields`: those that are opened, and their places in the view."""
+        super().__init__()
+        self.view, self.fields = view, list(fields)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.places: Tensor
+
+    def forward(self, batch: Batch, rows: Rows) -> Tensor:
+        x_BMD = self._value(batch, rows)
+        made_BFD = self.made(x_BMD[:, self.places], batch)
+        return x_BMD.index_copy(1, self.places, made_BFD.to(x_BMD.dtype))
+
+    def made(self, x_BFD: Tensor, batch: Batch) -> Tensor:
+        """What the F opened fields become."""
+        raise NotImplementedError
+
+    def plain(self, batch: Batch, rows: Rows) -> Tensor:
+        """The opened fields as they are, (B, F, D)."""
+        return self._value(batch, rows)[:, self.places]
+
+    def _value(self, batch: Batch, rows: Rows) -> Tensor:
+        value: Any = self.view(batch, rows)
+        return value if isinstance(value, Tensor) else torch.stack(value, 1)
+
+
+CATEGORIES = 16_384
+"""Looked up at once where a method looks at all of them."""
+
+
+def every_category(schema: DatasetSchema, fields: Iterable[str]) -> Iterator[Batch]:
+    """Batches that have the categories of each of these fields in their order, and the last one over and over then."""
+    cardinality_C = torch.tensor([schema.field(name).cardinality for name in schema.names("categorical")])
+    most = max(schema.field(field).cardinality for field in fields)
+    for first in range(0, most, CATEGORIES):
+        id_B = torch.arange(first, min(first + CATEGORIES, most))
+        yield these_categories(schema, torch.minimum(id_B[:, None], cardinality_C - 1))
+
+
+def these_categories(schema: DatasetSchema, id_BC: Tensor) -> Batch:
+    """A batch of categories, and of nothing else."""
+    none_B, sequences = id_BC.new_zeros(len(id_BC)), schema.names("sequence")
+    return Batch(
+        categorical=id_BC,
+        numeric=torch.zeros(len(id_BC), len(schema.names("numeric"))),
+        label=torch.zeros(len(id_BC)),
+        sequences=dict.fromkeys(sequences, none_B[:, None]),
+        lengths=dict.fromkeys(sequences, none_B),
+        of=len(id_BC),
+    )
+
+
+def sized_rows(number_R: bytes, widths: Sequence[int], align: str) -> Data:
+    """The rows encoder of categories with these sizes (places among `widths`); sizes that none has are left out."""
+    used = sorted(set(number_R))
+    places = bytes(used.index(number) if number in used else 0 for number in range(256))
+    blocks, first = [], 0
+    for number in used:
+        rows = number_R.count(number)
+        blocks.append({"first": first, "rows": rows, "dim": widths[number]})
+        first += rows
+    index = packed(number_R.translate(places)) if len(used) > 1 else None
+    return {"kind": "rows", "dim": widths[-1], "blocks": blocks, "align": align, "index": index}
 
 
 def fullest(size_T: Tensor, budget: float) -> int:

@@ -26,8 +26,7 @@ from trainer.engines.streamed import BAND_NAMES, BANDS, Growth, bucket
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure
-from trainer.index import packed
-from trainer.methods.base import Data, Opening, backbone, tables_of_width, with_dims
+from trainer.methods.base import Data, Opening, backbone, sized_rows, tables_of_width, with_dims
 from trainer.methods.settings import ESAPNSettings
 from trainer.modules.blocks import Chain
 from trainer.modules.encoders import FieldsView
@@ -184,7 +183,7 @@ class ESAPN:
     def derive(self) -> Architecture:
         data = self.backbone.to_dict()
         for field, views in self.views.items():
-            encoder = described(bytes(self.sizes(field).tolist()), self.widths)
+            encoder = sized_rows(bytes(self.sizes(field).tolist()), self.widths, "chain")
             for view in views:
                 data["views"][view]["encoders"][field] = encoder
         return Architecture.from_dict(data).live()
@@ -269,19 +268,6 @@ class ESAPN:
 def _numbers(value_N: Tensor) -> list[float | None]:
     """As a figure has them: None where nothing has been met, whose share is 0 / 0."""
     return [None if math.isnan(one) else one for one in value_N.tolist()]
-
-
-def described(number_R: bytes, widths: list[int]) -> Data:
-    """The rows encoder of categories with these sizes (places among `widths`); sizes that none has are left out."""
-    used = sorted(set(number_R))
-    places = bytes(used.index(number) if number in used else 0 for number in range(256))
-    blocks, first = [], 0
-    for number in used:
-        rows = number_R.count(number)
-        blocks.append({"first": first, "rows": rows, "dim": widths[number]})
-        first += rows
-    index = packed(number_R.translate(places)) if len(used) > 1 else None
-    return {"kind": "rows", "dim": widths[-1], "blocks": blocks, "align": "chain", "index": index}
 
 
 def _views(architecture: Architecture, plan: Any) -> dict[str, list[str]]:

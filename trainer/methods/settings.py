@@ -40,6 +40,9 @@ TASKS: dict[str, tuple[Task, ...]] = {
     "autoctr": _VALUES,
     "field_dims": _VALUES,
     "mde": _VALUES,
+    "dpq": _VALUES,
+    "mgqe": _VALUES,
+    "autoemb": _VALUES,
     "random": _VALUES,
 }
 """What the models that each method finds can predict."""
@@ -412,6 +415,68 @@ class MDESettings(WidthSettings):
     temperature: list[Annotated[float, Field(ge=0)]] = Field(
         default=[0.1, 0.2, 0.3, 0.4], min_length=1, description="power of the cardinality; 0: all alike"
     )
+
+
+class DPQSettings(BackboneSettings):
+    """DPQ: a few bytes for every category, which name shared vectors. Lists are searched, a trial for each value.
+
+    `subspaces` and `centroids` are those of a public comparison of compressed tables; all else is ours.
+    """
+
+    OPENS = frozenset({"embedding.dim"})
+    REFUSES = frozenset({"share", "pairs_table"})
+
+    dim: int = Field(default=16, ge=1, description="width of the embeddings, which is the backbone's")
+    subspaces: list[PositiveInt] = Field(
+        default=[8], min_length=1, description="parts of a vector, each with a code of its own; they divide `dim`"
+    )
+    centroids: list[Annotated[int, Field(ge=2, le=256)]] = Field(
+        default=[32], min_length=1, description="vectors that a field's categories share in each part"
+    )
+    centroid_learning_rate: float = Field(default=0.003, gt=0, description="Adam's rate for the supernet's centroids")
+    warm_up: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the search, at its beginning, with the full tables as they are"
+    )
+    table_l2: NonNegativeFloat | None = Field(
+        default=None, description="the supernet's own table_l2; none: the training's"
+    )
+    epochs: int = Field(default=8, ge=1, description="passes over the training rows")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "DPQSettings":
+        for subspaces in self.subspaces:
+            if self.dim % subspaces:
+                raise ValueError(f"{subspaces} 'subspaces' do not divide a 'dim' of {self.dim}")
+        return self
+
+
+class MGQESettings(DPQSettings):
+    """MGQE: DPQ with fewer shared vectors for rare categories."""
+
+    subspaces: list[PositiveInt] = Field(
+        default=[4], min_length=1, description="parts of a vector, each with a code of its own; they divide `dim`"
+    )
+    centroids: list[Annotated[int, Field(ge=2, le=256)]] = Field(
+        default=[256], min_length=1, description="vectors that a field's categories share in each part"
+    )
+    head: float = Field(default=0.1, gt=0, lt=1, description="share of a field's categories that are frequent")
+    tail_centroids: list[PositiveInt] = Field(
+        default=[64], min_length=1, description="so many of the vectors, the first ones, may stand for rare categories"
+    )
+
+    @model_validator(mode="after")
+    def _fewer(self) -> "MGQESettings":
+        if max(self.tail_centroids) > min(self.centroids):
+            raise ValueError(
+                f"{max(self.tail_centroids)} 'tail_centroids' are more than {min(self.centroids)} 'centroids'"
+            )
+        return self
+
+
+class AutoEmbSettings(DimsSettings, MixtureSettings):
+    """AutoEmb: a width for every category, by how often it occurs."""
+
+    gate_learning_rate: float = Field(default=0.01, gt=0, description="Adam's rate for the controllers")
 
 
 class AutoDisSettings(BackboneSettings, MixtureSettings):

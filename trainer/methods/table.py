@@ -110,6 +110,20 @@ def _mde() -> Method:
     return Method(mde.space)
 
 
+def _dpq() -> Method:
+    from trainer.engines import gradient
+    from trainer.methods import dpq
+
+    return Method(dpq.space, dpq.plan, dpq.DPQ, gradient.search)
+
+
+def _autoemb() -> Method:
+    from trainer.engines import gradient
+    from trainer.methods import autoemb
+
+    return Method(autoemb.space, autoemb.plan, autoemb.AutoEmb, gradient.search)
+
+
 class _Table(Mapping[str, Method]):
     """Methods by the names that they have in a pipeline file."""
 
@@ -139,5 +153,8 @@ METHODS = _Table(
     autoctr=_autoctr,
     field_dims=_field_dims,
     mde=_mde,
+    dpq=_dpq,
+    mgqe=_dpq,
+    autoemb=_autoemb,
     random=_autorec,
 )

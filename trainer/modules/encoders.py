@@ -10,6 +10,7 @@ from trainer.data import Batch
 from trainer.modules.align import Align, Placed
 from trainer.modules.blocks import Blocks, BlocksSource, Chain
 from trainer.modules.numbers import NumberSource, numbers
+from trainer.modules.quantized import Quantized, QuantizedSource
 from trainer.modules.tables import Key, Rows
 from trainer.modules.values import StepGroups, Steps, Value
 
@@ -31,7 +32,7 @@ class TableSource:
         return isinstance(other, TableSource) and self.width == other.width
 
 
-Source = TableSource | NumberSource | BlocksSource
+Source = TableSource | NumberSource | BlocksSource | QuantizedSource
 
 
 class SequenceView(nn.Module):
@@ -70,9 +71,12 @@ class FieldsView(nn.Module):
         self.runs = _runs(sources)
         self.numbers = nn.ModuleDict()
         self.blocks = nn.ModuleDict()
+        self.quantized = nn.ModuleDict()
         for number, [source, *_] in enumerate(self.runs):
             if isinstance(source, BlocksSource):
                 self.blocks[str(number)] = Chain(source) if source.encoder.align == "chain" else Blocks(source)
+            if isinstance(source, QuantizedSource):
+                self.quantized[str(number)] = Quantized(source, init)
         for position, columns in self.numeric_columns().items():
             self.register_buffer(_columns(position), torch.tensor(columns), persistent=False)
             found = [source for source in self.runs[int(position)] if isinstance(source, NumberSource)]
@@ -106,6 +110,9 @@ class FieldsView(nn.Module):
         if str(position) in self.blocks:
             put_together: Tensor = self.blocks[str(position)](rows, batch.numeric)
             return put_together
+        if isinstance(run[0], QuantizedSource):
+            decoded: Tensor = self.quantized[str(position)](batch.categorical[:, run[0].column])
+            return decoded
         columns: Tensor = getattr(self, _columns(position))
         encoded: Tensor = self.numbers[str(position)](batch.numeric[:, columns])
         return encoded

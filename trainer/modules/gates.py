@@ -4,11 +4,11 @@ A field's vector is all that its gates see, and it follows from the field's cate
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.modules.penalty import penalised
 from trainer.processes import rank_and_world
 
 START = 2.0
@@ -47,8 +47,7 @@ class Gates(nn.Module):
             # As the loss is: its mean over the processes is that of the batch.
             share = len(x_BMD) * rank_and_world()[1] / of
             open_BMD = ((logit_BMD + logistic(logit_BMD)) / self.temperature).sigmoid()
-            gated: Tensor = _Penalised.apply(x_BMD * open_BMD, self.penalty(logit_BMD) * share)  # type: ignore[no-untyped-call]
-            return gated
+            return penalised(x_BMD * open_BMD, self.penalty(logit_BMD) * share)
 
     def logits(self, x_BMD: Tensor) -> Tensor:
         """log(π / (1 - π)), (B, M, D)."""
@@ -66,15 +65,3 @@ class Gates(nn.Module):
 def logistic(like: Tensor) -> Tensor:
     """log u - log(1 - u) of uniform numbers, as many as `like` holds."""
     return torch.logit(torch.rand_like(like), eps=1e-6)
-
-
-class _Penalised(torch.autograd.Function):
-    """The first argument as it is; in the backward pass the second, a number, counts as a summand of the loss."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, penalty: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.new_ones(())

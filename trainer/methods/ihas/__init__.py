@@ -25,12 +25,11 @@ from trainer.engines.gradient import Level
 from trainer.engines.supernet import Schedule, Trace
 from trainer.errors import UserError
 from trainer.figures import Cell, Figure, heatmap, table
-from trainer.methods.base import WIDTH, Data, Opening, backbone, draw
+from trainer.methods.base import WIDTH, Data, OpenedView, Opening, backbone, check_sizable, draw, every_category
 from trainer.methods.ihas.groups import Coded, Groups, Place, blind, searched
 from trainer.methods.ihas.sizes import Target, sized
 from trainer.methods.settings import IHASSettings
 from trainer.modules.gates import COLDEST, Gates
-from trainer.modules.tables import Rows
 from trainer.routed import routed
 from trainer.schema import DatasetSchema
 from trainer.shapes import count
@@ -38,13 +37,9 @@ from trainer.space import choice, fill_params, pinned
 
 __all__ = ["IHAS", "plan", "space"]
 
-CATEGORIES = 16_384
-"""Looked up at once to see what their gates make of them."""
-
 
 def space(schema: DatasetSchema, settings: IHASSettings) -> Data:
-    if not schema.names("categorical"):
-        raise UserError("search.methods: ihas sizes the tables of categorical fields, and the dataset has none")
+    check_sizable("ihas", schema)
     return backbone(schema, settings)
 
 
@@ -106,35 +101,18 @@ class IHAS:
     def coded(self) -> dict[Place, Coded]:
         """What the gates make of each category."""
         found: dict[Place, list[tuple[Tensor, Tensor]]] = {}
-        categories = max(
-            self.backbone.fields[field].cardinality for view in self.views.values() for field in view.fields
-        )
-        for first in range(0, categories, CATEGORIES):
-            batch = self._categories(range(first, min(first + CATEGORIES, categories)))
+        fields = [field for view in self.views.values() for field in view.fields]
+        for categories in every_category(self.train.schema, fields):
+            batch = categories.to(device_of(self.model))
             with torch.no_grad():
                 rows = self.model.tables(batch)
                 for name, view in self.views.items():
-                    x_BMD = view.ungated(batch, rows).cpu()
+                    x_BMD = view.plain(batch, rows).cpu()
                     open_BMD = view.gates.open(x_BMD)
                     for place, field in enumerate(view.fields):
                         coded = (x_BMD * open_BMD)[:, place], open_BMD[:, place]
                         found.setdefault((name, field), []).append(coded)
         return {place: self._joined(place[1], parts) for place, parts in found.items()}
-
-    def _categories(self, ids: range) -> Batch:
-        """A batch with these categories of every field, as far as it has so many."""
-        schema, id_B = self.train.schema, torch.arange(ids.start, ids.stop)
-        cardinality_C = torch.tensor([schema.field(name).cardinality for name in schema.names("categorical")])
-        none_B = torch.zeros(len(ids), dtype=torch.int64)
-        sequences = schema.names("sequence")
-        return Batch(
-            categorical=torch.minimum(id_B[:, None], cardinality_C - 1),
-            numeric=torch.zeros(len(ids), len(schema.names("numeric"))),
-            label=torch.zeros(len(ids)),
-            sequences=dict.fromkeys(sequences, none_B[:, None]),
-            lengths=dict.fromkeys(sequences, none_B),
-            of=len(ids),
-        ).to(device_of(self.model))
 
     def _joined(self, field: str, parts: Sequence[tuple[Tensor, Tensor]]) -> Coded:
         rows = self.backbone.fields[field].cardinality
@@ -179,27 +157,16 @@ class IHAS:
         return heatmap(f"Coordinates of view {name}", note, ("field", view.fields), ("group", labels), values)
 
 
-class GatedView(nn.Module):
-    """A view whose table fields pass gates: (B, M, D)."""
+class GatedView(OpenedView):
+    """A view whose table fields pass gates."""
 
     def __init__(self, view: nn.Module, fields: Sequence[str], places: Sequence[int], gates: Gates) -> None:
-        super().__init__()
-        self.view, self.fields, self.gates = view, list(fields), gates
-        self.register_buffer("places", torch.tensor(places), persistent=False)
-        self.places: Tensor
+        super().__init__(view, fields, places)
+        self.gates = gates
 
-    def forward(self, batch: Batch, rows: Rows) -> Tensor:
-        x_BMD = self._value(batch, rows)
-        gated_BMD = self.gates(x_BMD[:, self.places], batch.of)
-        return x_BMD.index_copy(1, self.places, gated_BMD.to(x_BMD.dtype))
-
-    def ungated(self, batch: Batch, rows: Rows) -> Tensor:
-        """The table fields, (B, M, D)."""
-        return self._value(batch, rows)[:, self.places]
-
-    def _value(self, batch: Batch, rows: Rows) -> Tensor:
-        value: Any = self.view(batch, rows)
-        return value if isinstance(value, Tensor) else torch.stack(value, 1)
+    def made(self, x_BFD: Tensor, batch: Batch) -> Tensor:
+        gated_BFD: Tensor = self.gates(x_BFD, batch.of)
+        return gated_BFD
 
 
 def _embeddings(architecture: Architecture) -> dict[str, list[str]]:
