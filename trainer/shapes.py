@@ -702,7 +702,8 @@ def _check_head(architecture: Architecture) -> None:
 def _check_apart(architecture: Architecture) -> None:
     owner: dict[str, int] = {}
     for number, part in enumerate(architecture.parts()):
-        for name in (architecture.resolve(ref)[0] for ref in reached(part)):
+        names = {architecture.resolve(ref)[0] for ref in reached(part)}
+        for name in sorted(names, key=lambda name: (name in architecture.views, name)):  # views come with their readers
             if owner.setdefault(name, number) != number:
                 message = f"'{name}' is read by part {owner[name]} and by part {number}; give each its own"
                 raise ArchitectureError(f"head: {message}")
