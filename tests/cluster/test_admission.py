@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LATER = {
     "methods: [autofis]\n    autofis: {triples: [false, true], backbone: dlrm}": "what a method can open",
     "<<: {trials: 20}": "kubectl merges the mappings before it sends them",
-    "trials:": "to the API server no value is the default value",
+    "seeds:": "to the API server no value is the default value",
 }
 """Mistakes that `dalil validate` knows and admission does not, and why."""
 

@@ -74,6 +74,24 @@ def test_movielens_gives_on_the_cluster_what_it_gives_here(cluster: Cluster, tmp
     on_both(cluster, tmp_path, pipeline, f"dataset.source={ratings}")
 
 
+def test_a_comparison_finds_on_the_cluster_what_it_finds_here(cluster: Cluster, tmp_path: Path) -> None:
+    """Methods side by side at one budget, which counts rows and not trials."""
+    search = {"methods": ["autofis", "random"], "budget": {"samples": 600_000}, "workers": 2}
+    search |= {"autofis": {"epochs": 2}, "autorec": {"parallel": [1, 2], "blocks": [1], "mlp_units": [16, 32]}}
+    train = {**SPEC["train"], "baselines": ["fm"]}
+    spec = {**SPEC, "search": search, "train": train, "evaluate": {"metric": "logloss"}}
+    pipeline = {
+        "apiVersion": "dalil.dev/v1alpha1",
+        "kind": "SearchPipeline",
+        "metadata": {"name": "compared"},
+        "spec": spec,
+    }
+    on_both(cluster, tmp_path, pipeline)
+    report = json.loads(cluster.read("compared/evaluate/report.json"))
+    assert {entry["name"] for entry in report["leaderboard"]} == {"autofis-1", "random-1", "fm"}
+    assert [search["method"] for search in report["searches"]] == ["autofis", "random"]
+
+
 def test_a_training_on_two_nodes_comes_to_what_one_comes_to(cluster: Cluster) -> None:
     """Sums of gradients are the same but for the order of their terms: 1e-4 is far below what seeds differ by."""
     values = []
