@@ -21,6 +21,7 @@ from typing import Any
 import polars as pl
 from scipy.stats import kendalltau, spearmanr
 
+from components.earlier import earlier_trials
 from components.events import Emit
 from components.settings import SearchSpec, TrainSpec
 from components.tracking import Tracker
@@ -68,9 +69,11 @@ def search(
         UserError: the dataset does not fit a model or the method, or no trial of a study gave a model.
     """
     schema = DatasetSchema.load(dataset)
-    opener = _Opener(spec, train, output, shared)
-    methods = list(_method_studies(spec, schema, opener, emit))
-    baselines = list(_baseline_studies(spec, train, schema, opener, emit))
+    opener = _Opener(spec, train, output, shared, emit)
+    methods = list(_method_studies(spec, schema, opener))
+    if spec.warm_start and not any(study.earlier for study in methods):
+        raise UserError(f"search.warm_start: {spec.warm_start} has no trial with the choices of this search")
+    baselines = list(_baseline_studies(spec, train, schema, opener))
     if not methods and not baselines:
         raise UserError("nothing to train: name one of search.methods or at least one of train.baselines")
     watcher = _Watcher(methods, baselines, spec, MAIN[schema.task], emit, tracker)
@@ -170,14 +173,23 @@ class _Watcher:
 class _Opener:
     """Opens the studies of a search where they are kept."""
 
-    def __init__(self, spec: SearchSpec, train: TrainSpec, output: Path, shared: Shared | None) -> None:
-        self.spec, self.training, self.shared, self.folder = spec, train.settings(), shared, output / "studies"
+    def __init__(self, spec: SearchSpec, train: TrainSpec, output: Path, shared: Shared | None, emit: Emit) -> None:
+        self.spec, self.training, self.emit = spec, train.settings(), emit
+        self.shared, self.folder = shared, output / "studies"
         self.folder.mkdir(exist_ok=True)
         self.database = Database(shared.url) if shared else None
 
     def whole(self, study: Study, space: dict[str, Any], trials: int) -> Study:
         """Whole trainings beside `study` of all that `space` has."""
         return self.open(f"{study.name}-sample", space, trials, sampler="grid", prune=False, budget=None)
+
+    def warm(self, name: str, space: dict[str, Any], trials: int | None, **changes: Any) -> Study:
+        """A study of a method, which may know trials of an earlier search."""
+        url = self.spec.warm_start
+        earlier = earlier_trials(url, name, space) if url else ()
+        if earlier:
+            self.emit("note", text=f"{name} knows {len(earlier)} trials of {url}")
+        return self.open(name, space, trials, earlier=earlier, **changes)
 
     def open(self, name: str, space: dict[str, Any], trials: int | None, **changes: Any) -> Study:
         spec, prefix = self.spec, f"{self.shared.prefix}/" if self.shared else ""
@@ -192,14 +204,14 @@ class _Opener:
         return Study(storage, name, space, key=prefix + name, trials=trials, **(settings | changes))
 
 
-def _method_studies(spec: SearchSpec, schema: DatasetSchema, opener: _Opener, emit: Emit) -> Iterator[Study]:
+def _method_studies(spec: SearchSpec, schema: DatasetSchema, opener: _Opener) -> Iterator[Study]:
     for name in spec.named(schema.task):
         method, own = METHODS[name], spec.section(name)
-        template = _fitting(name, name in spec.methods, partial(method.space, schema, own), emit)
+        template = _fitting(name, name in spec.methods, partial(method.space, schema, own), opener.emit)
         if template is None:
             continue
         trained = method.plan is None
-        yield opener.open(
+        yield opener.warm(
             name,
             candidate_space(template, opener.training, spec.tune, method.plan(own) if method.plan else None),
             spec.trials,
@@ -209,12 +221,10 @@ def _method_studies(spec: SearchSpec, schema: DatasetSchema, opener: _Opener, em
         )
 
 
-def _baseline_studies(
-    spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener, emit: Emit
-) -> Iterator[Study]:
+def _baseline_studies(spec: SearchSpec, train: TrainSpec, schema: DatasetSchema, opener: _Opener) -> Iterator[Study]:
     for name in train.named(zoo.names(schema.task)):
         settings = train.baseline(name)
-        template = _fitting(name, name in train.baselines, partial(zoo.template, name, schema), emit)
+        template = _fitting(name, name in train.baselines, partial(zoo.template, name, schema), opener.emit)
         if template is not None:
             space = candidate_space(pinned(template, settings.choices), opener.training, spec.tune)
             yield opener.open(name, space, settings.trials or spec.trials)

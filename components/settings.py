@@ -102,6 +102,11 @@ class SearchSpec(BaseModel):
     budget: Budget | None = Field(default=None, description="what each method and each baseline may spend on trials")
     workers: int = Field(default=1, ge=1, description="candidates trained at the same time, a process each")
     seed: int = Field(default=2026, ge=0, description="of the sampler and of every training")
+    warm_start: Url | None = Field(
+        default=None,
+        min_length=1,
+        description="trials.parquet of an earlier search with the same choices: samplers know its trials as well",
+    )
     prune: bool = Field(default=True, description="stop a trial early when it is clearly behind the others")
     tune: TuneSettings = Field(default=TuneSettings(), description="training settings tried beside the architecture")
     fidelity: FidelitySettings = Field(

@@ -228,6 +228,7 @@ def definition() -> Schema:
     split["default"] = SplitSpec().model_dump(exclude_none=True)  # rules look at defaults too, before they are filled
     _rule(split, SPLIT)
     _rule(spec["properties"]["tracking"], ((_plain("uri"), f"uri: {NO_CREDENTIALS}"),))
+    _rule(spec["properties"]["search"], ((_plain("warm_start"), f"warm_start: {NO_CREDENTIALS}"),))
     _rule(spec, SPEC)
     _rule(schema, (NAME, *changes()))
     train, search = spec["properties"]["train"]["properties"], spec["properties"]["search"]["properties"]

@@ -69,10 +69,10 @@ class Proposal:
 def propose(space: Any, sampler: Sampler, seed: int, number: int, past: Sequence[Past]) -> Proposal:
     """Trial `number` of a search through `space` (of candidates); trial 0 is the all-defaults candidate.
 
-    `past` holds all earlier proposals without duplicates, in number order. Raises ArchitectureError if the space holds
-    a candidate that is no architecture.
+    `past` holds all earlier proposals without duplicates, in number order; numbers below 0 are trials of another
+    search, which may be proposed again. Raises ArchitectureError if the space holds a candidate that is none.
     """
-    known = {trial.hash: trial.number for trial in past}
+    known = {trial.hash: trial.number for trial in past if trial.number >= 0}
     proposal = None
     with quiet():
         for choose in _draws(space, sampler, seed, number, past):

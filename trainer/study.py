@@ -72,7 +72,7 @@ class Study:
 
     `lag` is at least the number of trials trained at a time; twice as many keep workers from waiting for each other.
     `key` is the study's name in the storage, `name` if not set. `fidelity`: of trials that are less than a training.
-    `inherit`: trials have parents.
+    `inherit`: trials have parents. `earlier`: trials of another study, which samplers are told before its own.
     Raises UserError if the storage already holds a study of this name with another space, sampler, seed, ...
     """
 
@@ -91,18 +91,20 @@ class Study:
         prune: bool = True,
         fidelity: FidelitySettings | None = None,
         inherit: bool = False,
+        earlier: Sequence[Past] = (),
     ) -> None:
         self.name, self._key, self._store = name, key or name, storage
         self._space, self._sampler, self._lag, self._seed = space, sampler, lag, seed
         self._trials, self._budget = math.inf if trials is None else trials, budget
-        self._prune, self.fidelity, self.inherit = prune, fidelity, inherit
+        self._prune, self.fidelity, self.inherit, self.earlier = prune, fidelity, inherit, earlier
         self._choices = choices(space)
         self._storage = storage.optuna
         with storage.lock(self._key):
             facts = {"space": digest(space), "sampler": sampler, "seed": seed}
             # `sample` is not of this study.
             lowered = fidelity.model_dump(exclude={"sample"}) if fidelity else None
-            self._id = self._open(facts | {"fidelity": lowered, "inherit": inherit})
+            told = [(past.params, past.value) for past in earlier]
+            self._id = self._open(facts | {"fidelity": lowered, "inherit": inherit, "warm_start": digest(told)})
         self._candidates: dict[int, Candidate] = {}
         self._derived: dict[int, Candidate] = {}
         self._flops: dict[str, int] = {}
@@ -297,7 +299,7 @@ class Study:
 
     def _past(self, number: int) -> list[Past]:
         """What trial `number` is proposed from: results up to `number` - lag, and what was proposed after that."""
-        return [
+        own = [
             Past(
                 number=trial.number,
                 params=trial.user_attrs["choices"],
@@ -309,6 +311,7 @@ class Study:
             for trial in self._all()[:number]
             if "duplicate_of" not in trial.user_attrs
         ]
+        return [*self.earlier, *own]
 
     def _multiply_adds(self, trial: FrozenTrial) -> int:
         model = self._found(trial)

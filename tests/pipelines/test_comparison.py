@@ -20,6 +20,10 @@ GALLERY = Path(__file__).parents[2] / "pipelines" / "gallery"
 CLICKS = GALLERY / "movielens-ctr.yaml"
 
 
+def silent(kind: str, **event: Any) -> None:
+    """Says nothing."""
+
+
 def compared(*overrides: str, file: Path = CLICKS, methods: str = "all", budget: str = "20M") -> SearchPipeline:
     return comparison(file, methods, budget, 5, overrides)
 
@@ -94,14 +98,14 @@ def test_all_leaves_out_what_does_not_fit_the_fields_and_says_why(tmp_path: Path
         said.append(event["text"])
 
     spec, train = SearchSpec(methods=["all"], trials=1), TrainSpec(baselines=["all"])
-    opener = _Opener(spec, train, tmp_path, None)
+    opener = _Opener(spec, train, tmp_path, None, emit)
     numeric, flat = schema(categorical=0, numeric=3), schema(categorical=3)
-    methods = [study.name for study in _method_studies(spec, numeric, opener, emit)]
+    methods = [study.name for study in _method_studies(spec, numeric, opener)]
     assert {"autorec", "autodis", "random"} <= set(methods)
     assert not {"autodim", "nis", "mde"} & set(methods)
     assert any(text.startswith("autodim is left out: ") and "categorical" in text for text in said)
     said.clear()
-    models = [study.name for study in _baseline_studies(spec, train, flat, opener, emit)]
+    models = [study.name for study in _baseline_studies(spec, train, flat, opener)]
     assert {"fm", "deepfm", "dcnv2"} <= set(models)
     assert "din" not in models
     assert any(text.startswith("din is left out: ") and "sequence" in text for text in said)
@@ -109,15 +113,15 @@ def test_all_leaves_out_what_does_not_fit_the_fields_and_says_why(tmp_path: Path
 
 def test_a_method_that_is_asked_for_by_name_must_fit(tmp_path: Path) -> None:
     spec = SearchSpec(methods=["autodim", "all"], trials=1)
-    opener = _Opener(spec, TrainSpec(), tmp_path, None)
+    opener = _Opener(spec, TrainSpec(), tmp_path, None, silent)
     with pytest.raises(UserError, match="autodim sizes the tables of categorical fields"):
-        list(_method_studies(spec, schema(categorical=0, numeric=3), opener, lambda *_, **__: None))
+        list(_method_studies(spec, schema(categorical=0, numeric=3), opener))
 
 
 def test_cheaper_trials_are_those_of_the_methods_that_train_once(tmp_path: Path) -> None:
     search = {"methods": ["autofis", "autoctr"], "trials": 1, "fidelity": {"rows": 0.5}, "inherit": True}
     spec = SearchSpec.model_validate(search)
-    opener = _Opener(spec, TrainSpec(), tmp_path, None)
-    fis, ctr = _method_studies(spec, schema(categorical=3), opener, lambda *_, **__: None)
+    opener = _Opener(spec, TrainSpec(), tmp_path, None, silent)
+    fis, ctr = _method_studies(spec, schema(categorical=3), opener)
     assert (fis.fidelity, fis.inherit) == (None, False)
     assert (ctr.fidelity, ctr.inherit) == (spec.fidelity, True)
