@@ -47,7 +47,7 @@ def _table(report: Report, extras: tuple[str, ...]) -> Table:
         champion = entry["name"] == _champion_name(report)
         facts = _facts(entry)
         table.add_row(
-            entry["name"] + (" ★" if champion else ""),
+            entry["name"] + (" ★" if champion else "") + (" ◇" if entry["pareto"] else ""),
             entry["origin"],
             *(_figure(entry["metrics"]["test"].get(name)) for name in metrics),
             *(facts[name] for name in extras),
@@ -85,7 +85,8 @@ def show(console: Console, report: Report, commands: list[tuple[str, str]], fold
     """Print the end of a run."""
     console.print()
     console.print(leaderboard(report, console))
-    console.print("★ champion: the best on validation rows. Figures: test rows, mean ± deviation over seeds.")
+    console.print("★ champion: the best on validation rows. ◇ Pareto: none is better with as few parameters.")
+    console.print("Figures: test rows, mean ± deviation over seeds; beats: models with greater losses by paired tests.")
     console.print()
     rows = [("report", str(folder / "report.html")), *commands]
     for purpose, command in rows:

@@ -84,6 +84,7 @@ def evaluate(spec: dict[str, Any], inputs: dict[str, Path], output: Path) -> Non
                 "parameters": {"tables": 1000, "lifts": 0, "dense": 234},
                 "flops": 5678,
                 "beats": [],
+                "pareto": origin == "found",
                 "search_seconds": 61.0,
                 "train_seconds": 2.0,
             }

@@ -84,6 +84,7 @@ def entry(name: str, origin: str, **metrics: tuple[float, float | None]) -> dict
         "parameters": {"tables": 1_200_000, "lifts": 0, "dense": 34_000},
         "flops": 512,
         "beats": ["fm"],
+        "pareto": name == "fm",
         "search_seconds": 100.0,
         "train_seconds": 10.0,
     }
@@ -113,7 +114,7 @@ def test_the_leaderboard_keeps_the_order_and_marks_the_champion() -> None:
     ]
     assert first.split()[:5] == ["autorec-1", "★", "found", "0.8123", "±"]
     assert "1.23M" in first
-    assert second.split()[:2] == ["fm", "zoo"]
+    assert second.split()[:3] == ["fm", "◇", "zoo"]
     assert "0.8000 ± 0.0000" in second
     assert "FLOPs" not in drawn(report, 80)[0]
     assert drawn(report, 60)[1].split() == ["autorec-1", "★", "found", "0.8123", "±", "0.0004", "0.5000", "±", "0.0010"]
