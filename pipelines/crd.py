@@ -13,7 +13,7 @@ from pipelines.schema import structural_schema
 from pipelines.spec import METRICS, NAME_LENGTH
 from pipelines.status import GROUP, PLURAL, VERSION
 from trainer import zoo
-from trainer.methods.settings import TASKS, TRAINED, BackboneSettings
+from trainer.methods.settings import TASKS, TRAINED, BackboneSettings, IHASSettings
 from trainer.schema import Task
 from trainer.settings import TrainSettings, TuneSettings
 
@@ -241,6 +241,8 @@ def definition() -> Schema:
         if isinstance(settings, BackboneSettings):
             fitting = [model for model in zoo.names() if settings.opens(zoo.parts(model, "ctr"))]
             search[name]["properties"]["backbone"]["enum"] = fitting
+            if isinstance(settings, IHASSettings):
+                search[name]["properties"]["into"]["enum"] = [*fitting, None]
     schema["properties"]["status"] = _status()
     version = {
         "name": VERSION,
