@@ -105,8 +105,8 @@ def test_a_training_on_two_nodes_comes_to_what_one_comes_to(cluster: Cluster) ->
         assert status["phase"] == "Succeeded", (status, cluster.logs(name))
         values.append(status["bestValue"])
     assert values[1] == pytest.approx(values[0], rel=1e-4)
-    [job] = cluster.all("jobs", pipeline="two-nodes", step="train")
-    assert job["spec"]["completions"] == 2
+    jobs = cluster.all("jobs", pipeline="two-nodes", step="train")  # more than one, where a pod was lost
+    assert {job["spec"]["completions"] for job in jobs} == {2}
     weights = cluster.in_store("ls /artifacts/dalil/two-nodes/train/weights").split()
     assert weights == ["fm-seed-1.safetensors"]
 
