@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from components.dataset import Url
 from trainer.methods.settings import (
     SECTIONS,
-    TASKS,
     AMEIRSettings,
     AutoCTRSettings,
     AutoDimSettings,
@@ -27,6 +26,7 @@ from trainer.methods.settings import (
     MDESettings,
     MGQESettings,
     NISSettings,
+    methods_for,
 )
 from trainer.schema import Task
 from trainer.settings import Budget, FidelitySettings, TrainSettings, TuneSettings
@@ -80,6 +80,11 @@ METRIC_NAMES = {
     "sampled_mrr": "sampled MRR",
 }
 """As people write them; gauc is shown, but ranks nothing."""
+
+
+def _expanded(names: Sequence[str], everything: Sequence[str]) -> tuple[str, ...]:
+    """The names in their order, each once; `all` stands for everything."""
+    return tuple(dict.fromkeys(one for name in names for one in (everything if name == "all" else [name])))
 
 
 class SearchSpec(BaseModel):
@@ -143,8 +148,7 @@ class SearchSpec(BaseModel):
 
     def named(self, task: Task) -> tuple[str, ...]:
         """The methods in the order of the file; `all` stands for those that do the task."""
-        fitting = [name for name, tasks in TASKS.items() if task in tasks]
-        return tuple(dict.fromkeys(one for name in self.methods for one in (fitting if name == "all" else [name])))
+        return _expanded(self.methods, methods_for(task))
 
     def section(self, method: str) -> Any:
         """The settings of a method."""
@@ -185,7 +189,7 @@ class TrainSpec(TrainSettings):
 
     def named(self, zoo: Sequence[str]) -> tuple[str, ...]:
         """The baselines in the order of the file; `all` stands for the whole `zoo`."""
-        return tuple(dict.fromkeys(one for name in self.baselines for one in (zoo if name == "all" else [name])))
+        return _expanded(self.baselines, zoo)
 
     def baseline(self, name: str) -> BaselineSettings:
         """The settings of one of `baselines`."""

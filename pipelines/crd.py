@@ -13,7 +13,7 @@ from pipelines.schema import structural_schema
 from pipelines.spec import METRICS, NAME_LENGTH
 from pipelines.status import GROUP, PLURAL, VERSION
 from trainer import zoo
-from trainer.methods.settings import TASKS, TRAINED, BackboneSettings, IHASSettings
+from trainer.methods.settings import TASKS, TRAINED, BackboneSettings, IHASSettings, methods_for
 from trainer.schema import Task
 from trainer.settings import TrainSettings, TuneSettings
 
@@ -138,7 +138,7 @@ SPEC: Rules = (
             f"search.methods: those that do dataset.task {task} are {', '.join(methods)}",
         )
         for task in get_args(Task)
-        for methods in [[*(method for method, tasks in TASKS.items() if task in tasks), "all"]]
+        for methods in [[*methods_for(task), "all"]]
     ),
     *(
         (

@@ -16,7 +16,7 @@ from components.settings import EvaluateSpec, Metric, SearchSpec, TrackingSpec, 
 from pipelines.document import Document, Override
 from pipelines.messages import MEMORY_PATTERN, NAME_PATTERN, KeyPath, Problem, SpecError, explain, suggest
 from trainer import zoo
-from trainer.methods.settings import TASKS, TRAINED, BackboneSettings, IHASSettings
+from trainer.methods.settings import TRAINED, BackboneSettings, IHASSettings, methods_for
 from trainer.schema import Task
 
 API_VERSION = "dalil.dev/v1alpha1"
@@ -163,7 +163,7 @@ def _contradictions(spec: PipelineSpec) -> list[Problem]:
 def _wrong_methods(spec: PipelineSpec) -> list[Problem]:
     """Methods that do not do the task or stand there twice, and settings that do not fit them."""
     search, task = spec.search, spec.dataset.task
-    able = [name for name, tasks in TASKS.items() if task in tasks]
+    able = methods_for(task)
     problems = []
     for index, method in enumerate(search.methods):
         path: KeyPath = ("spec", "search", "methods", index)

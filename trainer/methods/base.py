@@ -141,7 +141,11 @@ WIDTH = "embedding.dim"
 
 def check_sizable(method: str, schema: DatasetSchema) -> None:
     """Raises UserError if there is no categorical field."""
-    if not schema.names("categorical"):
+    _check_sizable(method, schema.names("categorical"))
+
+
+def _check_sizable(method: str, fields: Collection[str]) -> None:
+    if not fields:
         raise UserError(f"search.methods: {method} sizes the tables of categorical fields, and the dataset has none")
 
 
@@ -151,8 +155,7 @@ def with_dims(method: str, template: Data, dims: Mapping[str, Any], width: int, 
     `dims` and `align` may hold choices. First-order weights stay as they are. Raises UserError if there is no
     categorical field.
     """
-    if not dims:
-        raise UserError(f"search.methods: {method} sizes the tables of categorical fields, and the dataset has none")
+    _check_sizable(method, dims)
     template = pinned(template, {WIDTH: width})
     views = {name: _with_dims(view, dims, width, align) for name, view in template["views"].items()}
     return {**template, "views": views}

@@ -48,6 +48,11 @@ TASKS: dict[str, tuple[Task, ...]] = {
 """What the models that each method finds can predict."""
 
 
+def methods_for(task: Task) -> list[str]:
+    """The methods whose models predict it."""
+    return [name for name, tasks in TASKS.items() if task in tasks]
+
+
 SECTIONS = {"random": "autorec"}
 """Where the settings of a method stand that has no section of its own name."""
 TRAINED = ["autorec", "autoctr", "field_dims", "mde", "random"]
