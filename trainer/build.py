@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from trainer.architecture import (
     FM,
@@ -60,7 +59,7 @@ from trainer.modules.numbers import NumberSource
 from trainer.modules.quantized import QuantizedSource
 from trainer.modules.router import Router, put_together
 from trainer.modules.tables import Held, Rows, Tables, TableSpec
-from trainer.modules.values import StepGroups, Steps, Value, flatten
+from trainer.modules.values import ItemLogits, Output, StepGroups, Steps, Value, flatten
 from trainer.shapes import (
     Collected,
     F,
@@ -101,7 +100,7 @@ def build(
 
 
 class Model(nn.Module):
-    """A built architecture: `Batch` of B rows -> (B,) logits (ctr) or ratings, (B, items) logits (next_item)."""
+    """A built architecture: `Batch` -> `Output`."""
 
     def __init__(
         self, architecture: Architecture, label_mean: float, table_init: float, seed: int, empty_tables: bool
@@ -123,7 +122,7 @@ class Model(nn.Module):
         self.head = heads[0] if router is None else nn.ModuleList(heads)
         self._places = _places(architecture)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> Output:
         rows: Rows = self.tables(batch)
         if not isinstance(self.head, nn.ModuleList):
             return self._part(self.architecture, self.head, batch, rows)
@@ -131,10 +130,12 @@ class Model(nn.Module):
         for part, head, share in zip(self.parts, self.head, rows.shares, strict=True):
             # Where there are more processes they must agree on what has a gradient, be it zero.
             if share.batch.size or self.tables.sharded:
-                found.append((self._part(part, head, share.batch, rows), share))
+                output = self._part(part, head, share.batch, rows)
+                assert isinstance(output, Tensor)
+                found.append((output, share))
         return put_together(found)
 
-    def _part(self, part: Architecture, head: nn.Module, batch: Batch, rows: Rows) -> Tensor:
+    def _part(self, part: Architecture, head: nn.Module, batch: Batch, rows: Rows) -> Output:
         """The output of a plain architecture, which this is or has as a part."""
         values: dict[str, Value] = {name: self.views[f"view:{name}"](batch, rows) for name in part.views}
         for node in part.nodes:
@@ -143,7 +144,7 @@ class Model(nn.Module):
         inputs = [self._input(values, ref) for ref in part.head.inputs]
         if isinstance(head, _ItemsHead):
             inputs.append(self.tables.whole(head.table))
-        output: Tensor = head(inputs)
+        output: Output = head(inputs)
         return output
 
     def node(self, name: str) -> "NodeModule":
@@ -448,7 +449,7 @@ def _head(architecture: Architecture, shapes: Mapping[str, Shape], label_mean: f
 
 
 class _ItemsHead(nn.Module):
-    """Inputs, the last of them a whole table of I items, (I, D) -> logits (B, I); that of item 0 is -inf."""
+    """Inputs, the last of them a whole table of I items, (I, D) -> logits of B rows; that of item 0 is -inf."""
 
     def __init__(self, head: ItemsHead, items: ItemsTable) -> None:
         super().__init__()
@@ -460,13 +461,12 @@ class _ItemsHead(nn.Module):
         self.register_buffer("never_I", torch.zeros(items.rows), persistent=False)
         self.never_I[0] = -math.inf
 
-    def forward(self, values: Sequence[Value]) -> Tensor:
+    def forward(self, values: Sequence[Value]) -> ItemLogits:
         *inputs, items_ID = values
         assert isinstance(items_ID, Tensor)
         x_BD: Tensor = self.map(flatten(inputs))
-        # Added to the bias, not to the logits: that is a vector, and those are the largest tensor of all.
         bias_I = self.never_I if self.bias is None else self.bias + self.never_I
-        return functional.linear(x_BD, items_ID.to(x_BD.dtype), bias_I)
+        return ItemLogits(x_BD, items_ID.to(x_BD.dtype), bias_I.to(x_BD.dtype))
 
 
 class _ValueHead(nn.Module):

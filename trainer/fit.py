@@ -27,6 +27,7 @@ from trainer.data import Batch, Table
 from trainer.device import device_of
 from trainer.metrics import Vector
 from trainer.modules.router import Router
+from trainer.modules.values import ItemLogits, Output, multiplied_out
 from trainer.optim import Optimizers
 from trainer.pieces import Piece, Shape, beside, room
 from trainer.processes import gather_rows, most, rank_and_world, summed
@@ -62,7 +63,7 @@ class EpochRecord:
     """Rows trained on in this epoch."""
 
 
-Output = Callable[[Batch], Tensor]
+Outputs = Callable[[Batch], Tensor]
 """What a model gives for a batch of B rows in the training's number format: (B,) float32."""
 
 
@@ -74,10 +75,10 @@ class Gates(Protocol):
     in_order: bool
     """Whether the rows pass in their own order, not in a random one."""
 
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         """Before the forward pass of each step on its `batch`; `output` as in `after_step`."""
 
-    def after_step(self, batch: Batch, output: Output) -> None:
+    def after_step(self, batch: Batch, output: Outputs) -> None:
         """After the weights' update: gradients of the step are still there.
 
         `output` gives that of any batch on the model's device; several processes each have their rows of a batch.
@@ -184,7 +185,7 @@ def _outputs(model: nn.Module, table: Table, batch_size: int = 16_384) -> Iterat
     rows_N = torch.arange(most(table.rows)).clamp_(max=table.rows - 1)
     for place in range(0, len(rows_N), batch_size):
         batch = table.take(rows_N[place : place + batch_size]).to(device)
-        yield first + place, batch, model(batch)
+        yield first + place, batch, multiplied_out(model(batch))
     if was_training:
         model.train()
 
@@ -394,7 +395,7 @@ class _Run:
         """One update of all weights; the loss before it, whose mean over the processes is that of the batch."""
 
         def output(rows: Batch) -> Tensor:
-            return self._output(rows, unwrapped(self.model))
+            return multiplied_out(self._output(rows, unwrapped(self.model)))
 
         if self.gates:
             self.gates.before_step(batch, output)
@@ -409,27 +410,26 @@ class _Run:
         self.optimizers.zero_grad()
         return step_loss.item()
 
-    def _output(self, batch: Batch, model: nn.Module) -> Tensor:
+    def _output(self, batch: Batch, model: nn.Module) -> Output:
         with self.precision:
-            output: Tensor = model(batch)
-        return output.float()
+            output: Output = model(batch)
+        return output.float() if isinstance(output, Tensor) else output
 
 
-def loss(task: Task, output: Tensor, batch: Batch) -> Tensor:
+def loss(task: Task, output: Output, batch: Batch) -> Tensor:
     """What training minimises; its mean over the processes is that of the batch.
 
     Args:
         task: ctr: log loss. rating: squared error. next_item: cross-entropy of the soft-max over all items.
-        output: of the model: (B,), or logits (B, items).
+        output: of the model, in float32 where it is a tensor.
         batch: the same B rows.
     """
-    measures: dict[Task, Callable[..., Tensor]] = {
-        "ctr": functional.binary_cross_entropy_with_logits,
-        "rating": functional.mse_loss,
-        "next_item": functional.cross_entropy,
-    }
     # Processes may have unequal parts of a batch, but gradients are averaged over processes.
-    return measures[task](output, batch.label, reduction="sum") * (rank_and_world()[1] / batch.of)
+    share = rank_and_world()[1] / batch.of
+    if isinstance(output, ItemLogits):
+        return output.loss(batch.label) * share
+    measure = functional.binary_cross_entropy_with_logits if task == "ctr" else functional.mse_loss
+    return measure(output, batch.label, reduction="sum") * share
 
 
 def _weight_of(name: str) -> str | None:

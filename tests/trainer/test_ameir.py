@@ -32,6 +32,7 @@ from trainer.methods.base import Opening
 from trainer.modules.choices import ElasticMLP, OpenProducts, plain_weights
 from trainer.modules.interactions import Shortcut, mlp
 from trainer.modules.products import Hadamard
+from trainer.modules.values import multiplied_out
 from trainer.schema import Task
 from trainer.shapes import count
 
@@ -76,8 +77,8 @@ def test_4_a_choice_gives_what_its_own_model_gives(task: Task) -> None:
             if stage.name.startswith("products"):
                 decided = type(decided)(**{**vars(decided), **LINEAR})
             model = alone(stage, choice, net.skeleton.architecture(decided))
-            outputs.append(model(batch))
-            torch.testing.assert_close(stage.model(batch), outputs[-1], atol=1e-5, rtol=1e-5)
+            outputs.append(multiplied_out(model(batch)))
+            torch.testing.assert_close(multiplied_out(stage.model(batch)), outputs[-1], atol=1e-5, rtol=1e-5)
     assert len({tuple(output.flatten().tolist()) for output in outputs}) > len(outputs) / 2
 
 
@@ -272,7 +273,7 @@ def test_the_next_item_is_told_by_histories_alone() -> None:
     assert not any(node.op in ("hadamard", "target_attention", "se") for node in found.nodes)
     rows: Batch = batch_of(mixed_schema("next_item"))
     model = build(found, label_mean=1, table_init=0.1, seed=0)
-    assert model(rows).shape == (8, 30)
+    assert multiplied_out(model(rows)).shape == (8, 30)
 
 
 def test_a_dataset_of_sequences_alone_is_refused() -> None:

@@ -14,7 +14,9 @@ from tests.trainer.mixed import batch_of, mixed_schema, table, view
 from trainer import fit, metrics, ranking
 from trainer.architecture import Architecture, ArchitectureError, fields_of
 from trainer.build import Model, build
+from trainer.modules import values
 from trainer.modules.tables import leaves
+from trainer.modules.values import ItemLogits, multiplied_out
 from trainer.optim import LazyAdam, Optimizers
 from trainer.settings import TrainSettings
 from trainer.shapes import count, infer
@@ -60,7 +62,7 @@ def test_logits_are_inner_products_with_every_row_of_the_table(inputs: list[str]
     if bias:
         weights["head.bias"].data.normal_()
         expected_BI = expected_BI + weights["head.bias"]
-    output_BI = model(batch)
+    output_BI = multiplied_out(model(batch))
     torch.testing.assert_close(output_BI[:, 1:], expected_BI[:, 1:])
     assert output_BI[:, 0].isneginf().all()
     assert sum(weight.numel() for weight in weights.values()) == count(description).total
@@ -69,13 +71,32 @@ def test_logits_are_inner_products_with_every_row_of_the_table(inputs: list[str]
 def test_the_loss_is_cross_entropy_and_reaches_every_row_of_the_table_but_the_unknown() -> None:
     model, batch = built(architecture()), batch_of(SCHEMA)
     found = fit.loss("next_item", model(batch), batch)
-    torch.testing.assert_close(found, functional.cross_entropy(model(batch), batch.label))
+    torch.testing.assert_close(found, functional.cross_entropy(multiplied_out(model(batch)), batch.label))
     found.backward()
     [leaf] = [leaf for leaf in leaves(model) if leaf.pool and leaf.pool.specs[0].whole]
     touched_I = (leaf.weight.grad != 0).any(dim=1)  # type: ignore[operator]
     assert touched_I[1:].all()
     batch_with_unknown = (batch.sequences["history"] * 0 == batch.sequences["history"]).any()
     assert bool(batch_with_unknown)  # row 0 has a gradient as a step of a history, never as an item
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_loss_of_a_few_rows_at_a_time_is_that_of_all_logits_at_once(
+    dtype: torch.dtype, rtol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = torch.Generator().manual_seed(1)
+    x_BD, items_ID = (torch.randn(rows, 8, generator=draw).requires_grad_() for rows in (10, 50))
+    bias_I = torch.randn(50, generator=draw)
+    bias_I[0] = -math.inf
+    bias_I.requires_grad_()
+    logits = ItemLogits(x_BD.to(dtype), items_ID.to(dtype), bias_I.to(dtype))
+    target_B = torch.randint(1, 50, (10,), generator=draw)
+    monkeypatch.setitem(values.LOSS_CELLS, "cpu", 3 * 50)
+    expected = functional.cross_entropy(logits.whole(), target_B, reduction="sum")
+    torch.testing.assert_close(logits.loss(target_B).float(), expected, rtol=rtol, atol=0)
+    wanted = torch.autograd.grad(expected, [x_BD, items_ID, bias_I], retain_graph=True)
+    for found, one in zip(torch.autograd.grad(logits.loss(target_B), [x_BD, items_ID, bias_I]), wanted, strict=True):
+        assert (found - one).norm() < rtol * one.norm()
 
 
 def test_items_of_their_own_table_need_no_sequence_that_shares_it() -> None:
@@ -186,7 +207,7 @@ def test_predictions_do_not_depend_on_batches_which_stay_small(monkeypatch: pyte
     assert whole.shape == (100, 3)
     np.testing.assert_allclose(fit.predict(model, rows, batch_size=7), whole, atol=1e-5)
     sizes: list[int] = []
-    model.register_forward_hook(lambda module, inputs, output: sizes.append(output.numel()))
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(output.whole().numel()))
     monkeypatch.setattr(fit, "CELLS", 10 * small.CHAIN_ITEMS)
     np.testing.assert_allclose(fit.predict(model, rows), whole, atol=1e-5)
     assert sizes == [10 * small.CHAIN_ITEMS] * 10

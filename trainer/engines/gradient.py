@@ -19,7 +19,7 @@ from torch import nn
 from trainer.data import Batch, Table
 from trainer.engines import supernet
 from trainer.engines.supernet import Found, Learner, Trace, buffers_kept
-from trainer.fit import Output, loss
+from trainer.fit import Outputs, loss
 from trainer.processes import rank_and_world, summed
 from trainer.settings import TrainSettings
 
@@ -66,10 +66,10 @@ class _Gates(Learner):
         names = {id(weight): name for name, weight in net.model.named_parameters()}
         self.names = frozenset(names[id(gate)] for gate in net.gates.values())
 
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         self._relax(deciding=False)
 
-    def learn(self, batch: Batch, output: Output) -> None:
+    def learn(self, batch: Batch, output: Outputs) -> None:
         if self.net.level != "single":
             batch = batch if self.net.level == "alternating" else self.next_valid()
             self._relax(deciding=True)

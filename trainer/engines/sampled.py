@@ -32,7 +32,7 @@ from trainer.engines import supernet
 from trainer.engines.supernet import Found, Learner, Scored, Trace, buffers_kept
 from trainer.errors import UserError
 from trainer.figures import Figure, curves
-from trainer.fit import Output, predict
+from trainer.fit import Outputs, predict
 from trainer.metrics import Vector
 from trainer.modules.interactions import BatchNorm
 from trainer.processes import gather_rows
@@ -166,15 +166,15 @@ class _Policy(Learner):
         super().__init__(net, net.policy, adam, train, valid, batch_size, seed)
         self.net, self.teaching = net, net.teaching
 
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         self.net.take(self._next(generator(self.seed, "train", self.step)))
 
-    def after_step(self, batch: Batch, output: Output) -> None:
+    def after_step(self, batch: Batch, output: Outputs) -> None:
         super().after_step(batch, output)
         if self.step % self.per_epoch == 0:  # validated is what would be derived now
             self.net.take(self.net.best())
 
-    def learn(self, batch: Batch, output: Output) -> None:
+    def learn(self, batch: Batch, output: Outputs) -> None:
         choices, rewards = [], []
         rows = self.next_valid()
         for number in range(self.teaching.draws):

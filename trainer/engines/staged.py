@@ -24,7 +24,7 @@ from trainer.data import Batch, Table
 from trainer.engines.sampled import DRAWS_OF_ONE, Choice, Scorable, blind, generator, losses
 from trainer.engines.supernet import Found, Schedule, Scored, fitted
 from trainer.figures import Figure
-from trainer.fit import EpochRecord, Output
+from trainer.fit import EpochRecord, Outputs
 from trainer.metrics import Vector
 from trainer.modules.choices import plain_weights
 from trainer.processes import rank_and_world
@@ -153,10 +153,10 @@ class _Draws:
     def __init__(self, stage: Stage, train: Table, batch_size: int, seed: int) -> None:
         self.stage, self.seed, self.per_epoch, self.step = stage, seed, train.steps(batch_size), 0
 
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         self._take("train", self.step)
 
-    def after_step(self, batch: Batch, output: Output) -> None:
+    def after_step(self, batch: Batch, output: Outputs) -> None:
         self.step += 1
         if self.step % self.per_epoch == 0:
             self._take("valid", 0)

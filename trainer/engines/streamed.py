@@ -29,7 +29,7 @@ from trainer.engines import supernet
 from trainer.engines.sampled import FORGETTING, generator
 from trainer.engines.supernet import Found, Learner
 from trainer.figures import Cell, Figure
-from trainer.fit import Output, answers
+from trainer.fit import Outputs, answers
 from trainer.metrics import Vector
 from trainer.schema import Task
 from trainer.settings import TrainSettings
@@ -170,7 +170,7 @@ class Stream(Learner):
 
         super().__init__(net, net.policy, adam, train, valid, batch_size, seed)
 
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         self.logs = {field: growth.logs() for field, growth in self.net.growth.items()}
         visits = {field: self._act(field, batch.categorical[:, place]) for field, place in self.columns.items()}
         loss_B = self._score(batch, output, visits)
@@ -180,7 +180,7 @@ class Stream(Learner):
             self.credits[field] = self._credit(field, visit.ids, loss_N)
             followed.push(visit, loss_N)
 
-    def learn(self, batch: Batch, output: Output) -> None:
+    def learn(self, batch: Batch, output: Outputs) -> None:
         if self.values:
             loss = -torch.stack([objective(self.logs[field], credit) for field, credit in self.credits.items()]).sum()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -221,7 +221,7 @@ class Stream(Learner):
         return Visit(id_N, place_B, rows_N, 2 * state_N + grown_N)
 
     @torch.no_grad()
-    def _score(self, batch: Batch, output: Output, visits: Mapping[str, Visit]) -> Tensor:
+    def _score(self, batch: Batch, output: Outputs, visits: Mapping[str, Visit]) -> Tensor:
         """The loss of each row, (B,), before it is learned from."""
         self.model.eval()
         answer_B = answers(self.schema, output(batch).double().cpu())

@@ -20,7 +20,7 @@ from trainer.build import Model
 from trainer.data import Batch, Table
 from trainer.device import device_of
 from trainer.figures import Figure
-from trainer.fit import EpochRecord, FitResult, Gates, Output, fit
+from trainer.fit import EpochRecord, FitResult, Gates, Outputs, fit
 from trainer.settings import SAVE_SECONDS, TrainSettings
 from trainer.sharding import local_weights, placed
 
@@ -137,14 +137,14 @@ class Learner(ABC):
         self._note()
 
     @abstractmethod
-    def before_step(self, batch: Batch, output: Output) -> None:
+    def before_step(self, batch: Batch, output: Outputs) -> None:
         """Set the model for the next step of the weights."""
 
     @abstractmethod
-    def learn(self, batch: Batch, output: Output) -> None:
+    def learn(self, batch: Batch, output: Outputs) -> None:
         """One update of what is learned, after the weights' step on `batch`."""
 
-    def after_step(self, batch: Batch, output: Output) -> None:
+    def after_step(self, batch: Batch, output: Outputs) -> None:
         self.step += 1
         if self.step > self.frozen and (self.step - self.frozen) % self.schedule.every == 0:
             self.learn(batch, output)

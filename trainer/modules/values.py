@@ -1,10 +1,16 @@
-"""What flows between nodes: V, F, Q and P of `trainer.architecture` as tensors."""
+"""What flows between nodes: V, F, Q and P of `trainer.architecture` as tensors; and what comes out of a head."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+LOSS_CELLS = {"cpu": 1 << 20, "cuda": 1 << 24}
+"""Logits that a loss computes at a time: on a processor as many as its cache holds, which is faster than all at once, on
+a GPU enough to keep it busy."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,42 @@ class StepGroups:
 
 Value = Tensor | list[Tensor] | Steps | StepGroups
 """V: (B, n). F: (B, M, d), or a list of M (B, width) where widths differ. P: (B, M, M - 1, d). Q: the others."""
+
+
+class ItemLogits(NamedTuple):
+    """Logits of I items for B rows as the product that they are: rows times items are more than all else together.
+
+    A tuple, so that data parallelism sees the tensors in it: what it does not see it does not average.
+    """
+
+    x: Tensor
+    """(B, D)"""
+    items: Tensor
+    """(I, D)"""
+    bias: Tensor
+    """(I,), -inf where an item takes no part"""
+
+    def whole(self) -> Tensor:
+        """(B, I) float32"""
+        return functional.linear(self.x, self.items, self.bias).float()
+
+    def loss(self, target_B: Tensor) -> Tensor:
+        """The sum of the rows' cross-entropies, of x' format. Its memory does not grow with rows times items."""
+        at_a_time = nn.LinearCrossEntropyOptions(
+            batch_chunk_size=max(1, LOSS_CELLS[self.x.device.type] // len(self.items)), chunking_method=None
+        )
+        return functional.linear_cross_entropy(
+            self.x, self.items, target_B, linear_bias=self.bias, reduction="sum", options=at_a_time
+        )
+
+
+Output = Tensor | ItemLogits
+"""What a model gives for B rows: logits (ctr) or ratings, (B,); or the logits of all items (next_item)."""
+
+
+def multiplied_out(output: Output) -> Tensor:
+    """The output as numbers: (B,), or (B, I)."""
+    return output.whole() if isinstance(output, ItemLogits) else output
 
 
 def flatten(values: Sequence[Value]) -> Tensor:
