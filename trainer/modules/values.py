@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LOSS_CELLS = {"cpu": 1 << 20, "cuda": 1 << 24}
-"""Logits that a loss computes at a time: on a processor as many as its cache holds, which is faster than all at once, on
-a GPU enough to keep it busy."""
+"""Logits that a loss computes at a time: on a processor as many as its cache holds, faster than all at once; on a
+GPU enough to keep it busy."""
+LOSS_ROWS = 64
+"""At the least: every piece goes through all items again, and through their gradients."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ItemLogits(NamedTuple):
     def loss(self, target_B: Tensor) -> Tensor:
         """The sum of the rows' cross-entropies, of x' format. Its memory does not grow with rows times items."""
         at_a_time = nn.LinearCrossEntropyOptions(
-            batch_chunk_size=max(1, LOSS_CELLS[self.x.device.type] // len(self.items)), chunking_method=None
+            batch_chunk_size=max(LOSS_ROWS, LOSS_CELLS[self.x.device.type] // len(self.items)), chunking_method=None
         )
         return functional.linear_cross_entropy(
             self.x, self.items, target_B, linear_bias=self.bias, reduction="sum", options=at_a_time
