@@ -157,7 +157,10 @@ class Study:
         return any(not trial.state.is_finished() for trial in self._settled(number))
 
     def _settled(self, number: int) -> list[FrozenTrial]:
-        """The trials that must be over before trial `number`; with a budget the first one, for what a trial costs."""
+        """The trials that must be over before trial `number`, and of which it may know the results.
+
+        With a budget the first is among them, for what a trial costs.
+        """
         least = 1 if self._budget and number else 0
         return self._all()[: max(least, number - self._lag + 1)]
 
@@ -298,14 +301,15 @@ class Study:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def _past(self, number: int) -> list[Past]:
-        """What trial `number` is proposed from: results up to `number` - lag, and what was proposed after that."""
+        """What trial `number` is proposed from: the results that it may know, and what was proposed after these."""
+        settled = len(self._settled(number))
         own = [
             Past(
                 number=trial.number,
                 params=trial.user_attrs["choices"],
                 hash=trial.user_attrs["hash"],
-                finished=trial.number <= number - self._lag,
-                value=trial.value if trial.number <= number - self._lag else None,
+                finished=trial.number < settled,
+                value=trial.value if trial.number < settled else None,
                 flops=self._multiply_adds(trial),
             )
             for trial in self._all()[:number]
@@ -356,13 +360,13 @@ class Study:
 
     def _trial(self, number: int) -> Trial:
         trial = self._all()[number]
-        curves = [_curve(earlier) for earlier in self._all()[: max(0, number - self._lag + 1)] if _ran(earlier)]
+        curves = [_curve(earlier) for earlier in self._settled(number) if _ran(earlier)]
         thresholds = prune_thresholds(curves) if self._prune else ()
         parent = self._parent(number) if self.inherit else None
         return Trial(number, self._candidate(trial), dict(trial.params), thresholds, parent)
 
     def _parent(self, number: int) -> int | None:
-        known = [trial for trial in self._all()[: max(0, number - self._lag + 1)] if _complete(trial)]
+        known = [trial for trial in self._settled(number) if _complete(trial)]
         return min(known, key=lambda trial: (trial.value or 0.0, trial.number)).number if known else None
 
     def possible_parents(self) -> set[int]:
@@ -374,7 +378,7 @@ class Study:
         parent = self._parent(first)
         best = math.inf if parent is None else trials[parent].value or 0.0
         kept |= set() if parent is None else {parent}
-        for trial in filter(_complete, trials[max(0, first - self._lag + 1) :]):
+        for trial in filter(_complete, trials[len(self._settled(first)) :]):
             if (trial.value or 0.0) < best:
                 kept.add(trial.number)
                 best = trial.value or 0.0
