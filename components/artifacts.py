@@ -24,7 +24,7 @@ class Manifest:
     digest: str
     resume: str
     inputs: dict[str, str]
-    """Digest of every input step."""
+    """Digest of the files of every input step."""
     parts: dict[str, str]
     """What went into `digest`, by name."""
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -37,6 +37,11 @@ class Manifest:
             return Manifest(**json.loads((folder / MANIFEST).read_text()))
         except (OSError, ValueError, TypeError):
             return None
+
+    @property
+    def result(self) -> str:
+        """Digest of the files: what the steps behind this one depend on."""
+        return digest_of(self.files)
 
     def matches(self, folder: Path) -> bool:
         """Every file is there with its size. Contents are not read again: a rename made them visible all at once."""

@@ -1,11 +1,13 @@
 """The four steps of a pipeline as data: what each reads, and when its result is still good.
 
-A step's digest covers the settings it depends on, the digests of its input steps, the state of its source files and its
-code. Equal digests mean equal results, so a complete folder with the digest of today is not made again.
+A step's digest covers the settings it depends on, the files that its input steps have made, the state of its source
+files and its code. Equal digests mean equal results, so a complete folder with the digest of today is not made again.
+Where a step is made again and comes to the same files (rows that were copied to another place, code that was tidied),
+the steps behind it are kept.
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -57,7 +59,7 @@ STEPS = (
     Step(
         "evaluate",
         inputs=("ingest", "search", "train"),
-        settings=("evaluate", "tracking"),
+        settings=("dataset", "search", "train", "evaluate", "tracking"),  # its report tells them all
         data="components/report.[cj]s*",
     ),
 )
@@ -65,42 +67,42 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """A step of one pipeline, with the digests that its result must carry."""
+    """A step of one pipeline, with the digests that its result must carry now."""
 
     step: Step
     digest: str
     resume: str
     """The digest without the keys that the step `extends`."""
     inputs: dict[str, str]
+    """Digest of the files of every input step."""
     parts: dict[str, str]
     """Digest of each thing that the result depends on, by its name, to say what has changed."""
 
 
-def plan(pipeline: SearchPipeline, source: str | None = None) -> list[Plan]:
-    """The steps in order. `source`: digest of the source files' state, as known from the ingest step's manifest.
+def plan(pipeline: SearchPipeline, step: Step, inputs: Mapping[str, str]) -> Plan:
+    """What the step's result must carry. `inputs`: digest of the files of every input step.
 
     Raises:
         UserError: a source cannot be reached.
     """
     spec = pipeline.spec.model_dump(mode="json")
-    facts = {"ingest": source or digest_of(source_state(pipeline.spec.dataset))}
-    facts["evaluate"] = digest_of(pipeline.metadata.name)
-    digests: dict[str, str] = {}
-    plans = []
-    for step in STEPS:
-        inputs = {name: digests[name] for name in step.inputs}
-        parts = {
-            "its settings": digest_of(_chosen(spec, step.settings, step.without)),
-            "its source": facts.get(step.name, ""),
-            "Dalil's code": code_version(step),
-            **{f"the result of {name}": digest for name, digest in inputs.items()},
-        }
-        digest = digest_of(step.name, parts)
-        basis = digest_of(_chosen(spec, step.settings, step.without + step.extends))
-        resume = digest_of(step.name, parts | {"its settings": basis})
-        plans.append(Plan(step, digest, resume, inputs, parts))
-        digests[step.name] = digest
-    return plans
+    parts = {
+        "its settings": digest_of(_chosen(spec, step.settings, step.without)),
+        "its source": _source(pipeline, step),
+        "Dalil's code": code_version(step),
+        **{f"the result of {name}": inputs[name] for name in step.inputs},
+    }
+    digest = digest_of(step.name, parts)
+    basis = digest_of(_chosen(spec, step.settings, step.without + step.extends))
+    resume = digest_of(step.name, parts | {"its settings": basis})
+    return Plan(step, digest, resume, {name: inputs[name] for name in step.inputs}, parts)
+
+
+def _source(pipeline: SearchPipeline, step: Step) -> str:
+    """What a step reads besides its settings and its input steps."""
+    if step.name == "ingest":
+        return digest_of(source_state(pipeline.spec.dataset))
+    return digest_of(pipeline.metadata.name) if step.name == "evaluate" else ""
 
 
 def keys(pipeline: SearchPipeline) -> dict[str, str]:

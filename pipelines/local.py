@@ -15,7 +15,7 @@ from typing import Any
 
 from components import shipping
 from components.artifacts import copy_whole
-from pipelines.graph import plan
+from pipelines.graph import STEPS
 from pipelines.progress import Display, duration
 from pipelines.spec import SearchPipeline
 from pipelines.step import STEP_COMMAND, StepRun
@@ -47,11 +47,10 @@ def run(
     with disk_errors(folder):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         with _locked(folder) as lock:
-            plans = plan(pipeline)
             if track:
                 shipping.start(folder, pipeline.spec.tracking.uri)
-            for item in plans:
-                _bring_up_to_date(StepRun(pipeline, folder, item, command=command), display, lock)
+            for step in STEPS:
+                _bring_up_to_date(StepRun(pipeline, folder, step, command=command), display, lock)
             for name in REPORTS:
                 copy_whole(folder / "evaluate" / name, folder / name)
             if track and (trouble := shipping.wait(folder, SHIPPING_SECONDS)):

@@ -29,10 +29,10 @@ from pathlib import Path
 
 from components import shipping
 from components.__main__ import STUDIES
-from components.artifacts import Manifest, write_whole
+from components.artifacts import write_whole
 from components.mirror import Mirror, local_folder
 from components.tracking import PIPELINE_FILE
-from pipelines.graph import STEPS, plan
+from pipelines.graph import STEPS
 from pipelines.process import Event
 from pipelines.spec import SearchPipeline
 from pipelines.status import Status
@@ -74,12 +74,12 @@ class _Pod:
 
     def run(self) -> None:
         shipping.start(self.folder, self.pipeline.spec.tracking.uri)
-        for item in plan(self.pipeline, source=self._source()):
-            if item.step.name == self.step:
-                self._bring_up_to_date(StepRun(self.pipeline, self.folder, item), self.part)
-            elif item.step.name == "train" and self.step == "evaluate":
+        for step in STEPS:
+            if step.name == self.step:
+                self._bring_up_to_date(StepRun(self.pipeline, self.folder, step), self.part)
+            elif step.name == "train" and self.step == "evaluate":
                 # Its trainings are done: what is left is to put them together.
-                self._bring_up_to_date(StepRun(self.pipeline, self.folder, item), None)
+                self._bring_up_to_date(StepRun(self.pipeline, self.folder, step), None)
         # On a volume the next pod sends what is left, so only the last one has to wait for an MLflow that is away.
         must_wait = self.mirror is not None or self.step == STEPS[-1].name
         if must_wait and (trouble := shipping.wait(self.folder, SHIPPING_SECONDS)):
@@ -138,11 +138,6 @@ class _Pod:
         """How a step ended that is found done, for an object that does not know it yet."""
         with suppress(FileNotFoundError):
             self.status.event(json.loads((folder / LAST_EVENT).read_text()))
-
-    def _source(self) -> str | None:
-        """What the source was when it was read: later steps follow the rows, wherever the files are by now."""
-        manifest = Manifest.load(self.folder / "ingest")
-        return manifest.parts["its source"] if manifest and self.step != "ingest" else None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from components import tracking
 from components.artifacts import MANIFEST, Manifest, commit, publish, write_whole
-from pipelines.graph import Plan
+from pipelines.graph import Step, plan
 from pipelines.process import Ending, Event, run_process
 from pipelines.spec import SearchPipeline
 from trainer.errors import NoSpaceError, UserError
@@ -32,11 +32,16 @@ class StepRun:
     """One step of one pipeline below `root`. Whoever calls makes sure that nobody else does at the same time."""
 
     def __init__(
-        self, pipeline: SearchPipeline, root: Path, item: Plan, *, command: Sequence[str] = STEP_COMMAND
+        self, pipeline: SearchPipeline, root: Path, step: Step, *, command: Sequence[str] = STEP_COMMAND
     ) -> None:
-        self.pipeline, self.item, self.command = pipeline, item, command
+        """Its input steps are complete.
+
+        Raises UserError: a source cannot be reached, or the result of an input step is not there.
+        """
+        self.pipeline, self.command = pipeline, command
         self.root = root.resolve()
-        self.name = item.step.name
+        self.name = step.name
+        self.item = plan(pipeline, step, {name: _result(self.root / name) for name in step.inputs})
         self.final = self.root / self.name
         self.partial = self.root / f"{self.name}.partial"
 
@@ -148,6 +153,13 @@ class StepRun:
         memory = ", perhaps for want of memory" if ending.code == -9 else ""
         last = next((line for line in reversed(ending.tail) if line.strip()), "")
         return StepError(f"{self.name} {how}{memory}{f' ({last[:200]})' if last else ''}; its log: {log}")
+
+
+def _result(folder: Path) -> str:
+    manifest = Manifest.load(folder)
+    if manifest is None:
+        raise UserError(f"{folder}: the result of step {folder.name} is not there; run the pipeline from there again")
+    return manifest.result
 
 
 _FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large", "database or disk is full")

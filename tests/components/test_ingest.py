@@ -238,6 +238,18 @@ def test_shards_keep_what_orders_the_rows(run: Run) -> None:
 # ---- encoding
 
 
+def test_the_same_rows_make_the_same_files_wherever_they_lie(run: Run) -> None:
+    """By which the steps behind ingest know that nothing has changed for them."""
+    history = {"seen": {"kind": "sequence", "of": "item", "max_len": 4}}
+    rows = [(t % 9, t * t % 7, int(t % 5 == 0), t) for t in range(300)]
+    first, second = (
+        {path.relative_to(made.folder): path.read_bytes() for path in sorted(made.folder.rglob("*")) if path.is_file()}
+        for made in (run(_csv(rows, "user,item,y,t"), group="user", time="t", fields=history) for _ in range(2))
+    )
+    assert len(first) > 5
+    assert first == second
+
+
 def test_categories_are_numbered_by_falling_training_frequency(run: Run) -> None:
     values = ["rare"] * 2 + ["b"] * 30 + ["a"] * 30 + [""] * 60 + ["top"] * 200
     done = run(_csv([(v, k % 2) for k, v in enumerate(values)], "c,y"), min_count=3, split={"stratify": False})

@@ -38,6 +38,8 @@ def main() -> None:
 def ingest(spec: dict[str, Any], inputs: dict[str, Path], output: Path) -> None:
     assert not [path for path in output.iterdir() if not path.name.startswith(".")], "ingest wants an empty folder"
     (output / "train").mkdir()
+    source = spec["dataset"]["source"]
+    (output / "rows").write_text(Path(source).read_text() if source else "")
     for part in range(5):
         emit(event="progress", done=part * 1000, total=5000, unit="rows")
         (output / "train" / f"part-{part}").write_text(f"{part} {spec['dataset']['split']['seed']}\n" * 1000)
@@ -57,7 +59,7 @@ def search(spec: dict[str, Any], inputs: dict[str, Path], output: Path) -> None:
             file.flush()
         emit(event="progress", done=number + 1, total=spec["search"]["trials"], unit="trials", best=0.5, seconds_left=3)
     emit(event="best", text="Trial summary\n  block1.units [64]")
-    (output / "architectures.json").write_text(journal.read_text())
+    (output / "architectures.json").write_text(f"{journal.read_text()}{spec['train']['learning_rate']}\n")
 
 
 def train(spec: dict[str, Any], inputs: dict[str, Path], output: Path) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
+from components.artifacts import Manifest
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STEPS = ("ingest", "search", "train", "evaluate")
@@ -137,12 +139,13 @@ def test_a_run_leaves_complete_steps_a_report_and_the_next_commands(runs: Runs) 
     assert "kubectl apply -f" in output
 
 
-def test_inputs_are_chained_by_digest(runs: Runs) -> None:
+def test_inputs_are_chained_by_the_digests_of_their_files(runs: Runs) -> None:
     runs.finish()
-    manifests = {step: json.loads((runs.folder / step / "manifest.json").read_text()) for step in STEPS}
+    manifests = {step: Manifest.load(runs.folder / step) for step in STEPS}
+    results = {step: manifest.result for step, manifest in manifests.items() if manifest}
 
-    assert manifests["search"]["inputs"] == {"ingest": manifests["ingest"]["digest"]}
-    assert manifests["evaluate"]["inputs"] == {step: manifests[step]["digest"] for step in STEPS[:3]}
+    assert manifests["search"].inputs == {"ingest": results["ingest"]}  # type: ignore[union-attr]
+    assert manifests["evaluate"].inputs == {step: results[step] for step in STEPS[:3]}  # type: ignore[union-attr]
 
 
 def test_an_unchanged_pipeline_runs_nothing_and_says_so(runs: Runs) -> None:
@@ -386,6 +389,15 @@ def test_a_changed_source_file_is_read_again(runs: Runs) -> None:
     source.write_text("1\t2\n3\t4\n")
     runs.finish("--set", "dataset.source=train.txt")
     assert runs.steps_started() == 2 * list(STEPS)
+
+    os.utime(source, (1, 1))
+    runs.finish("--set", "dataset.source=train.txt")
+    assert runs.steps_started() == [*2 * STEPS, "ingest"]
+
+    source.rename(runs.home / "moved.txt")
+    _, output, _ = runs.finish("--set", "dataset.source=moved.txt")
+    assert runs.steps_started() == [*2 * STEPS, "ingest", "ingest", "evaluate"]  # the report names the source
+    assert "search: nothing has changed since it was made, kept" in output
 
 
 @pytest.fixture
