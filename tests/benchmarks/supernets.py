@@ -10,7 +10,8 @@
 
 Every row of a table is a pipeline of its own, with the same rows, splits, seeds and number of trials over the same
 values of the tables' L2. Blind masks and widths get the L2 that was best for what was searched, and twice as many
-trials, all for another draw: a trial of a search on a supernet trains twice (the supernet, then what was derived).
+trials as that, all for another draw: a trial of a search on a supernet trains twice (the supernet, then what was
+derived).
 A killed command goes on where it stood when it is given again.
 """
 
@@ -45,6 +46,21 @@ COMMON = {
     "train.seeds": SEEDS,
     "train.baselines": [],
 }
+OWN: dict[str, dict[str, Any]] = {
+    "autodis": CRITEO_CSV,
+    # Less steep steps on smaller batches end where the others do in half the epochs.
+    "nis": {
+        "search.tune": {"table_l2": [4e-4, 1e-3]},
+        "train.table_l2": 1e-3,
+        "search.sampler": "grid",
+        "search.trials": 2,
+        "train.batch_size": 2048,
+        "train.learning_rate": 1e-3,
+        "train.average": 0.999,
+        "train.epochs": 30,
+    },
+}
+"""What a table has of its own."""
 OWN_CHOICES = {
     "fm": ("embedding.dim",),
     "fwfm": ("embedding.dim",),
@@ -72,13 +88,12 @@ def zoo(model: str) -> Row:
     return model, {"search.methods": [], "train.baselines": [model], "train.baseline_settings": settings}
 
 
-def opened(name: str, method: str, backbone: str, *, trials: int = TRIALS, **settings: Any) -> tuple[str, Changes]:
+def opened(name: str, method: str, backbone: str, **settings: Any) -> tuple[str, Changes]:
     """A method on a backbone. Methods that set widths leave the embedding's open."""
     sized = method in ("autodim", "field_dims", "mde", "nis", "dpq", "mgqe", "autoemb")
     section = {"backbone": backbone, "choices": choices(backbone, without="embedding.dim" if sized else "")}
     return f"{name} ({backbone})", {
         "search.methods": [method],
-        "search.trials": trials,
         f"search.{method}": section | settings,
     }
 
@@ -90,10 +105,16 @@ def blind(name: str, like: str, method: str, backbone: str, **settings: Any) -> 
         searched = reports[f"{like} ({backbone})"]
         best = searched["leaderboard"][0]["training"]["table_l2"]
         share = {"keep": [kept_share(searched)]} if method == "autofis" else {}
-        _, made = opened(name, method, backbone, trials=2 * TRIALS, select="random", **settings, **share)
-        return {**made, "search.tune": {"table_l2": [best]}, "train.table_l2": best}
+        _, made = opened(name, method, backbone, select="random", **settings, **share)
+        return {**made, **drawn(best, 2 * searched["leaderboard"][0]["search_trials"])}
 
     return f"{name} ({backbone})", changes
+
+
+def drawn(table_l2: float, trials: int) -> Changes:
+    """Blind draws, all with one L2."""
+    search = {"search.tune": {"table_l2": [table_l2]}, "search.sampler": "random", "search.trials": trials}
+    return {**search, "train.table_l2": table_l2}
 
 
 THRESHOLDS = {"fm": 2.8, "deepfm": 1.15}
@@ -174,7 +195,8 @@ def ihas(model: str) -> list[Row]:
 
 def grouped(name: str, *, trials: int = 2 * TRIALS, **settings: Any) -> tuple[str, Changes]:
     """iHAS on DLRM: each number of groups with some values of the tables' L2."""
-    return opened(name, "ihas", "dlrm", trials=trials, **settings)
+    name, changes = opened(name, "ihas", "dlrm", **settings)
+    return name, {**changes, "search.trials": trials}
 
 
 def random_groups(model: str, **settings: Any) -> Row:
@@ -185,7 +207,7 @@ def random_groups(model: str, **settings: Any) -> Row:
         count = max(len(searched["architecture"]["head"].get("parts", [])), 2)
         best = searched["training"]["table_l2"]
         _, made = grouped("random groups", select="random", groups=[count], **settings)
-        return {**made, "search.tune": {"table_l2": [best]}, "train.table_l2": best}
+        return {**made, **drawn(best, 2 * TRIALS)}
 
     return f"random groups as {model} (dlrm)", changes
 
@@ -238,18 +260,18 @@ def main() -> None:
         cost(arguments.source, arguments.output)
     else:
         lines = table(arguments.table, arguments.source, arguments.output)
-        print("\n".join(["", f"{arguments.table}: {SEEDS} seeds, {TRIALS} trials", "", *lines]))
+        print("\n".join(["", f"{arguments.table}: {SEEDS} seeds", "", *lines]))
     print(f"\nwall time {(time.monotonic() - started) / 60:.1f} min")
 
 
 def table(name: str, source: str, output: Path) -> list[str]:
     file = "criteo.yaml" if name == "autodis" else "movielens-ctr.yaml"
-    extra = CRITEO_CSV if name == "autodis" else {"train.epochs": EPOCHS}
+    own = OWN.get(name, {"train.epochs": EPOCHS})
     reports: Reports = {}
     for label, row in TABLES[name]:
         changes = row(reports) if callable(row) else row
         folder = output / "".join(c if c.isalnum() else "-" for c in label)  # rows that tables share are made once
-        reports[label] = run(file, folder, {**COMMON, **extra, "dataset.source": source, **changes})
+        reports[label] = run(file, folder, {**COMMON, **own, "dataset.source": source, **changes})
     return markdown(list(reports.items()))
 
 
