@@ -161,9 +161,12 @@ WIDEST = 20
 
 
 def nis(backbone: str, budget: float) -> list[Row]:
-    """One budget, kept by a uniform width, by a width per field, and on the block grid by NIS, chance and frequency."""
+    """One budget, kept by a uniform width, by a width per field, and on the block grid by NIS, chance and frequency.
+
+    The policy takes a step for every fourth of the weights, whose batches are small here.
+    """
     half = {"dims": [2, 5, 10, WIDEST], "align": ["pad"], "budget": [budget]}
-    grid = {"dim": WIDEST, "columns": 10, "align": ["pad"], "budget": [budget], "sample": 0}
+    grid = {"dim": WIDEST, "columns": 10, "align": ["pad"], "budget": [budget], "sample": 0, "every": 4}
     share = f"{budget:.0%}"
     return [
         uniform(backbone, round(budget * WIDEST)),
