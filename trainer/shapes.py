@@ -283,9 +283,14 @@ def block_places(encoder: RowsEncoder) -> list[int]:
     return places
 
 
+def block_parts(encoder: RowsEncoder) -> list[tuple[int, int]]:
+    """For each block (place, width) of its part of a category's vector."""
+    return [(place, block.dim) for place, block in zip(block_places(encoder), encoder.blocks, strict=True)]
+
+
 def block_maps(encoder: RowsEncoder) -> list[tuple[int, int] | None]:
-    """For each block (place, width) of the parts that its map is for, or None if it has no map."""
-    parts = [(place, block.dim) for place, block in zip(block_places(encoder), encoder.blocks, strict=True)]
+    """The same for those that have a map to the full width, which is one for all blocks of a part; None for others."""
+    parts = block_parts(encoder)
     return [part if encoder.align == "lift" and part[1] < encoder.dim else None for part in parts]
 
 

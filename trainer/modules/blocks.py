@@ -11,7 +11,7 @@ from torch.nn import functional
 from trainer.architecture import RowsEncoder
 from trainer.modules.interactions import BatchNorm, dense
 from trainer.modules.tables import Key, Rows
-from trainer.shapes import block_maps, block_places, chain_widths
+from trainer.shapes import block_maps, block_parts, chain_widths
 
 MOMENTUM, SMALLEST = 0.1, 1e-10
 """Variance that a chain's normalisation adds: fresh rows are small, and torch's 1e-5 would weigh on the narrow ones."""
@@ -37,26 +37,31 @@ class Blocks(nn.Module):
     def __init__(self, source: BlocksSource) -> None:
         super().__init__()
         self.keys, self.width = list(source.keys), source.width
-        self.places, self.mapped = block_places(source.encoder), block_maps(source.encoder)
-        parts = sorted({part for part in self.mapped if part is not None})
+        self.parts = block_parts(source.encoder)
+        mapped = sorted({part for part in block_maps(source.encoder) if part is not None})
         self.maps = nn.ParameterDict(
-            {_name(part): nn.Parameter(nn.init.xavier_normal_(torch.empty(part[1], self.width))) for part in parts}
+            {_name(part): nn.Parameter(nn.init.xavier_normal_(torch.empty(part[1], self.width))) for part in mapped}
         )
 
     def forward(self, rows: Rows, like_BN: Tensor) -> Tensor:
         """`like_BN`: anything with a row per row of the batch, in the number format of the result."""
-        total_B1D = like_BN.new_zeros(like_BN.shape[0], 1, self.width)
-        for number, key in enumerate(self.keys):
+        parts: dict[tuple[int, int], Tensor] = {}
+        for part, key in zip(self.parts, self.keys, strict=True):
             if key in rows:
-                total_B1D = total_B1D + self._part(number, rows.fields([key]))
+                x_B1D = rows.fields([key])
+                parts[part] = parts[part] + x_B1D if part in parts else x_B1D
+        total_B1D = like_BN.new_zeros(like_BN.shape[0], 1, self.width)
+        for part, x_B1D in parts.items():
+            total_B1D = total_B1D + self._placed(part, x_B1D)
         return total_B1D
 
-    def _part(self, number: int, x_B1D: Tensor) -> Tensor:
-        part, place = self.mapped[number], self.places[number]
-        if part is None:
-            return functional.pad(x_B1D, (place, self.width - place - x_B1D.shape[2]))
-        lifted_B1D: Tensor = x_B1D @ self.maps[_name(part)]
-        return lifted_B1D
+    def _placed(self, part: tuple[int, int], x_B1D: Tensor) -> Tensor:
+        """The columns of a part within, or mapped to, the full width."""
+        if _name(part) in self.maps:
+            lifted_B1D: Tensor = x_B1D @ self.maps[_name(part)]
+            return lifted_B1D
+        place, dim = part
+        return functional.pad(x_B1D, (place, self.width - place - dim))
 
 
 class Chain(nn.Module):

@@ -11,7 +11,7 @@ an optimizer has one tensor to update instead of dozens (docs/performance.md).
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -303,9 +303,10 @@ class Tables(nn.Module):
         """Rows straight from the pools of one part."""
         batch, masks = share.batch, share.masks
         asked: dict[tuple[tuple[str, int], ...], Ids] = {}
+        hits: dict[Hashable, Hits] = {}
         for pool in pools:
             if pool.specs[0].block:
-                self._read_block(batch, pool, blocks, held)
+                self._read_block(batch, pool, hits, blocks, held)
             elif pool.layout:
                 if pool.layout not in asked:  # views of the same fields ask for the same rows
                     columns = [self.columns[field] for field, _ in pool.layout]
@@ -319,15 +320,26 @@ class Tables(nn.Module):
                     steps[spec.name, name] = in_groups(x_ND, masks[name])
 
     def _read_block(
-        self, batch: Batch, pool: "Pool", blocks: dict[tuple[Key, ...], Tensor], held: dict[Key, Tensor]
+        self,
+        batch: Batch,
+        pool: "Pool",
+        hits: dict[Hashable, "Hits"],
+        blocks: dict[tuple[Key, ...], Tensor],
+        held: dict[Key, Tensor],
     ) -> None:
         [spec] = pool.specs
-        if spec.name not in self.resting:
-            row_N, held_B = self._held(batch, spec)
-            held[pool.keys[0]] = held_B
-            # As with steps, what a block does not hold must not touch a row of it.
-            x_ND = pool.look_up(Ids(row_N[:, None])).squeeze(1)
-            blocks[pool.keys] = padded(x_ND, held_B[:, None]).x
+        block, field = spec.block, spec.field
+        assert block is not None
+        if spec.name in self.resting:
+            return
+        alike = (field, spec.rows, block.first, block.index, block.number if field in self.sizes else None)
+        if alike not in hits:  # blocks of the same categories are asked for the same rows
+            hits[alike] = Hits.of(*self._held(batch, spec))
+        hit = hits[alike]
+        held[pool.keys[0]] = hit.held
+        # As with steps, what a block does not hold must not touch a row of it.
+        x_ND = pool.look_up(hit.ids).squeeze(1)
+        blocks[pool.keys] = x_ND.new_zeros(batch.size, spec.dim).index_copy(0, hit.places, x_ND)[:, None]
 
     def _held(self, batch: Batch, spec: TableSpec) -> tuple[Tensor, Tensor]:
         """The row numbers of a block that the batch's ids stand for, (N,), and which of its rows have them, (B,)."""
@@ -471,6 +483,22 @@ class Ids:
         row_U, count_U = torch.unique_consecutive(sorted_FB.flatten(), return_counts=True)
         place_FB = place_FB * fields + torch.arange(fields, device=place_FB.device)[:, None]
         return row_U.long(), count_U.cumsum(0) - count_U, place_FB.flatten()
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a block is asked for by the N rows of a batch whose categories it holds."""
+
+    ids: Ids
+    """(N, 1)"""
+    places: Tensor
+    """Of those rows in the batch, (N,)."""
+    held: Tensor
+    """Which of the batch's rows they are, (B,) bool."""
+
+    @classmethod
+    def of(cls, row_N: Tensor, held_B: Tensor) -> "Hits":
+        return cls(Ids(row_N[:, None]), held_B.nonzero().squeeze(1), held_B)
 
 
 class _Gather(torch.autograd.Function):
