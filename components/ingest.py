@@ -8,11 +8,9 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow.parquet as pq
-from sklearn.metrics import log_loss, mean_squared_error, roc_auc_score
 
 from components.check import LABEL, TRUTH, checked
 from components.dataset import DatasetSpec
@@ -26,6 +24,7 @@ from components.shards import write_shards
 from components.source import ahead, list_files
 from components.splits import SPLIT, Assign, random_assign, settled_assign, time_assign
 from components.stage import Stage
+from trainer import metrics
 from trainer.errors import UserError, disk_errors
 from trainer.schema import TIME, DatasetSchema
 
@@ -193,9 +192,6 @@ def _write_vocabularies(learned: Learned, output: Path) -> dict[str, Vocabulary]
     return {name: Vocabulary(vocabulary["token"]) for name, vocabulary in learned.vocabularies.items()}
 
 
-def _truth(spec: DatasetSpec, test: pl.DataFrame) -> dict[str, Any]:
+def _truth(spec: DatasetSpec, test: pl.DataFrame) -> dict[str, float]:
     """How good the hidden architecture itself is on the test rows: no model can do better but by luck."""
-    label, truth = test[LABEL].to_numpy(), test[TRUTH].to_numpy()
-    if spec.task == "rating":
-        return {"mse": float(mean_squared_error(label, truth))}
-    return {"logloss": float(log_loss(label, truth, labels=[0, 1])), "auc": float(roc_auc_score(label, truth))}
+    return metrics.evaluate(spec.task, test[LABEL].to_numpy(), test[TRUTH].to_numpy())

@@ -428,8 +428,10 @@ def loss(task: Task, output: Output, batch: Batch) -> Tensor:
     share = rank_and_world()[1] / batch.of
     if isinstance(output, ItemLogits):
         return output.loss(batch.label) * share
-    measure = functional.binary_cross_entropy_with_logits if task == "ctr" else functional.mse_loss
-    return measure(output, batch.label, reduction="sum") * share
+    if task == "ctr":
+        return functional.binary_cross_entropy_with_logits(output, batch.label, reduction="sum") * share
+    assert task == "rating"
+    return functional.mse_loss(output, batch.label, reduction="sum") * share
 
 
 def _weight_of(name: str) -> str | None:
