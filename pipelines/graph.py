@@ -90,12 +90,12 @@ def plan(pipeline: SearchPipeline, step: Step, inputs: Mapping[str, str]) -> Pla
         "its settings": digest_of(_chosen(spec, step.settings, step.without)),
         "its source": _source(pipeline, step),
         "Dalil's code": code_version(step),
-        **{f"the result of {name}": inputs[name] for name in step.inputs},
+        **{f"the result of {name}": digest for name, digest in inputs.items()},
     }
     digest = digest_of(step.name, parts)
     basis = digest_of(_chosen(spec, step.settings, step.without + step.extends))
     resume = digest_of(step.name, parts | {"its settings": basis})
-    return Plan(step, digest, resume, {name: inputs[name] for name in step.inputs}, parts)
+    return Plan(step, digest, resume, dict(inputs), parts)
 
 
 def _source(pipeline: SearchPipeline, step: Step) -> str:

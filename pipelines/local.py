@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def run(
     with disk_errors(folder):
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         with _locked(folder) as lock:
+            steps = (StepRun(pipeline, folder, step, command=command) for step in STEPS)
+            first = next(steps)  # before anything is started, for its source may be missing
             if track:
                 shipping.start(folder, pipeline.spec.tracking.uri)
-            for step in STEPS:
-                _bring_up_to_date(StepRun(pipeline, folder, step, command=command), display, lock)
+            for step in chain([first], steps):
+                _bring_up_to_date(step, display, lock)
             for name in REPORTS:
                 copy_whole(folder / "evaluate" / name, folder / name)
             if track and (trouble := shipping.wait(folder, SHIPPING_SECONDS)):

@@ -48,7 +48,7 @@ COMMON = {
 }
 OWN: dict[str, dict[str, Any]] = {
     "autodis": CRITEO_CSV,
-    # Less steep steps on smaller batches end where the others do in half the epochs.
+    # Less steep steps on smaller batches: half the epochs, after which DeepFM has .001 to .002 less AUC.
     "nis": {
         "search.tune": {"table_l2": [4e-4, 1e-3]},
         "train.table_l2": 1e-3,
