@@ -1,9 +1,13 @@
 """How tests are spread over processes: those of a file stay together, and so do all that need the cluster."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from tests.newcomer import home_after_quickstart
 
 CLUSTER = "tests/cluster/"
 
@@ -19,3 +23,10 @@ class _Scheduling(LoadFileScheduling):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not item.nodeid.startswith(CLUSTER))  # they take longest, so they begin
+
+
+@pytest.fixture(scope="session")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home where the quickstart has been run (`tests.newcomer`): once, for all processes of the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    return home_after_quickstart(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder)

@@ -11,36 +11,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.newcomer import SHOWN, run_quickstart
 
 pytestmark = pytest.mark.slow
 
 
-def run_quickstart(home: Path) -> str:
-    """What `dalil run` shows of the quickstart."""
-    file = ROOT / "pipelines" / "gallery" / "quickstart.yaml"
-    ended = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", str(file)],
-        cwd=home,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("quickstart")
-    (home / "output.txt").write_text(run_quickstart(home))
-    return home
-
-
-@pytest.fixture(scope="module")
-def report(home: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((home / "runs" / "quickstart" / "report.json").read_text())
+def report(newcomer: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((newcomer / "runs" / "quickstart" / "report.json").read_text())
     return report
 
 
@@ -53,14 +31,14 @@ def test_the_champion_is_found_and_near_the_truth(report: dict[str, Any]) -> Non
     assert all(losses[champion] < loss for name, loss in losses.items() if name != champion)
 
 
-def test_the_terminal_shows_leaderboard_report_and_next_commands(home: Path) -> None:
-    output = (home / "output.txt").read_text()
+def test_the_terminal_shows_leaderboard_report_and_next_commands(newcomer: Path) -> None:
+    output = (newcomer / SHOWN).read_text()
     for part in ("autorec-1", "deepfm", "report.html", "mlflow ui", "mlflow models predict", "kubectl apply"):
         assert part in output
 
 
-def test_the_registered_model_scores_raw_rows_as_the_evaluate_step_did(home: Path) -> None:
-    run = home / "runs" / "quickstart"
+def test_the_registered_model_scores_raw_rows_as_the_evaluate_step_did(newcomer: Path) -> None:
+    home, run = newcomer, newcomer / "runs" / "quickstart"
     examples = pl.read_parquet(run / "ingest" / "examples.parquet")
     assert examples.height == 1000
     rows = examples.drop("row", "label").to_dicts()
@@ -78,7 +56,7 @@ def test_the_registered_model_scores_raw_rows_as_the_evaluate_step_did(home: Pat
     np.testing.assert_allclose(answer, expected[examples["row"].to_numpy()], atol=1e-6, rtol=0)
 
 
-def test_the_same_command_again_keeps_every_step(home: Path) -> None:
-    before = (home / "runs" / "quickstart" / "report.json").read_bytes()
-    assert run_quickstart(home).count("nothing has changed") == 4
-    assert (home / "runs" / "quickstart" / "report.json").read_bytes() == before
+def test_the_same_command_again_keeps_every_step(newcomer: Path) -> None:
+    before = (newcomer / "runs" / "quickstart" / "report.json").read_bytes()
+    assert run_quickstart(newcomer).count("nothing has changed") == 4
+    assert (newcomer / "runs" / "quickstart" / "report.json").read_bytes() == before
