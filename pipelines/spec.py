@@ -100,6 +100,18 @@ class SearchPipeline(BaseModel):
     metadata: Metadata = Field(description="name and labels")
     spec: PipelineSpec = Field(description="what to do")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_order(cls, data: Any) -> Any:
+        """Names in one order: the API server sorts them, and what is drawn for one after the other follows it."""
+        return _sorted(data)
+
+
+def _sorted(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _sorted(data[key]) for key in sorted(data)}
+    return [_sorted(item) for item in data] if isinstance(data, list) else data
+
 
 def load(path: Path, overrides: tuple[str, ...] = ()) -> SearchPipeline:
     """Read, override (`dataset.source=...`) and check a pipeline file.

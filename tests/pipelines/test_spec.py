@@ -1,12 +1,13 @@
 """What a valid pipeline file means: defaults, overrides, and the round trip through `dalil render`."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 import pipelines
-from pipelines.spec import SearchPipeline, load, render
+from pipelines.spec import SearchPipeline, check, load, render
 
 GALLERY = sorted((Path(pipelines.__file__).parent / "gallery").glob("*.yaml"))
 
@@ -120,3 +121,15 @@ def test_a_pipeline_read_from_its_own_json_is_equal() -> None:
     for file in GALLERY:
         pipeline = load(file)
         assert SearchPipeline.model_validate(pipeline.model_dump(mode="json")) == pipeline
+
+
+def test_a_file_means_the_same_in_any_order_of_its_keys() -> None:
+    """kubectl hands on a file as it stands, the API server gives it back with its keys sorted."""
+    file = next(file for file in GALLERY if file.stem == "quickstart")
+    as_written = yaml.safe_load(file.read_text())
+    as_served = json.loads(json.dumps(as_written, sort_keys=True))
+    assert json.dumps(as_served) != json.dumps(as_written)
+    served, problem = check(as_served)
+    assert not problem
+    assert served is not None
+    assert served.model_dump_json() == load(file).model_dump_json()
