@@ -1,14 +1,20 @@
 """What a valid pipeline file means: defaults, overrides, and the round trip through `dalil render`."""
 
 import json
+import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import pipelines
-from pipelines.spec import SearchPipeline, check, load, render
+from pipelines.spec import PipelineSpec, SearchPipeline, check, load, render
 
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GALLERY = sorted((Path(pipelines.__file__).parent / "gallery").glob("*.yaml"))
 
 
@@ -133,3 +139,25 @@ def test_a_file_means_the_same_in_any_order_of_its_keys() -> None:
     assert not problem
     assert served is not None
     assert served.model_dump_json() == load(file).model_dump_json()
+
+
+def excerpts(page: Path) -> Iterator[dict[str, Any]]:
+    """Pipelines, or parts of their spec, that a page shows: blocks that begin with a key of these."""
+    keys = ("apiVersion", "spec", *PipelineSpec.model_fields)
+    for block in re.findall(r"(?:^ {4}.*\n)+", page.read_text(), flags=re.MULTILINE):
+        text = textwrap.dedent(block).strip()
+        if text.partition(":")[0] in keys:
+            yield yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(excerpts(page))], ids=names)
+def test_what_the_docs_show_is_valid(page: Path) -> None:
+    for shown in excerpts(page):
+        spec = shown.get("spec", shown)
+        least = {"dataset": {"source": "rows.csv", "format": "csv"}}
+        SearchPipeline.model_validate(
+            {"apiVersion": "dalil.dev/v1alpha1", "kind": "SearchPipeline", "metadata": {"name": "shown"}}
+            | {key: value for key, value in shown.items() if key in SearchPipeline.model_fields}
+            | {"spec": least | spec},
+            strict=True,
+        )
