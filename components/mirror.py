@@ -67,6 +67,11 @@ class Mirror:
             for path in [path for path in self._known if _within(path, name) and path not in mine]:
                 self._remove(path)
 
+    def remove(self, name: str) -> None:
+        """Take the file `name` out of the store, if it is there."""
+        with self._one_at_a_time:
+            self._remove(name)
+
     def _local(self, name: str) -> set[str]:
         place = self._root / name
         paths = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]

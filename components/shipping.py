@@ -30,6 +30,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from components.artifacts import write_whole
 from components.tracking import KEY_FILE
+from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from components.replay import Replay
@@ -40,6 +41,12 @@ RETRY_SECONDS = 15.0
 BLOCK_BYTES = 1 << 20
 
 log = logging.getLogger("dalil.shipping")
+
+
+class TrackingAwayError(UserError):
+    """Not everything has reached MLflow, and nobody comes after this process who would send the rest."""
+
+    exit_code = 4
 
 
 def start(root: Path, uri: str | None) -> None:
@@ -77,7 +84,7 @@ def _launch(folder: Path) -> None:
 def wait(root: Path, seconds: float) -> str | None:
     """The end of what `start` began: wait until everything is with MLflow.
 
-    Returns None when it is, otherwise one line that says why not; the next run sends the rest.
+    Returns None when it is, otherwise one line that says why not; whoever calls `start` next sends the rest.
     """
     folder = root.resolve() / "tracking"
     if all(process.poll() is not None for process in _launched.get(folder, [])):
@@ -93,7 +100,7 @@ def wait(root: Path, seconds: float) -> str | None:
     if trouble is None:
         return None
     reason = trouble or f"it took longer than {seconds:.0f} s"
-    return f"not everything has reached MLflow at {_Target.load(folder).uri} ({reason}); the next run sends the rest"
+    return f"not everything has reached MLflow at {_Target.load(folder).uri} ({reason})"
 
 
 def _trouble(folder: Path, since: float) -> str | None:
@@ -102,6 +109,11 @@ def _trouble(folder: Path, since: float) -> str | None:
     if not any(spool.stat().st_size > state.offsets.get(spool.name, 0) for spool in _spools(folder)):
         return None
     return (state.error or "") if state.failed_at > since else ""
+
+
+def spools(root: Path) -> list[str]:
+    """The spools of `root`, as paths below it."""
+    return [spool.relative_to(root.resolve()).as_posix() for spool in _spools(root.resolve() / "tracking")]
 
 
 def tracking_uri(root: Path, uri: str | None) -> str:

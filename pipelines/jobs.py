@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from components.shipping import TrackingAwayError
 from pipelines.reconcile import Ending, JobState, Wanted
 from pipelines.spec import SearchPipeline
 from trainer.distributed import ADDRESS, NODE, PORT
@@ -112,7 +113,7 @@ def state(job: Object, pods: list[Object]) -> JobState:
     )
 
 
-_WEIGHTIEST_FIRST: tuple[Ending, ...] = ("mistake", "no space", "out of memory", "failed", "lost")
+_WEIGHTIEST_FIRST: tuple[Ending, ...] = ("mistake", "no space", "no tracking", "out of memory", "failed", "lost")
 """Of several pods one may have failed and the others been stopped for it."""
 
 
@@ -145,6 +146,7 @@ def _ends(pod: Object) -> Iterator[tuple[Ending, str]]:
 _ENDINGS: dict[int, Ending] = {
     UserError.exit_code: "mistake",
     NoSpaceError.exit_code: "no space",
+    TrackingAwayError.exit_code: "no tracking",
     128 + signal.SIGKILL: "lost",
     128 + signal.SIGTERM: "lost",
 }

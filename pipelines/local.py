@@ -57,7 +57,7 @@ def run(
             for name in REPORTS:
                 copy_whole(folder / "evaluate" / name, folder / name)
             if track and (trouble := shipping.wait(folder, SHIPPING_SECONDS)):
-                display.say(f"note: {trouble}")
+                display.say(f"note: {trouble}; the next run sends the rest")
             report: dict[str, Any] = json.loads((folder / "report.json").read_text())
             return report
 

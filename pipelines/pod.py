@@ -12,8 +12,8 @@ Environment, set by the operator (`pipelines.jobs`):
     DALIL_SCRATCH     folder to work in, where the store is not a mounted volume
     DALIL_LAST_WORD   file for the line that says why the pod failed; its Job's message
 
-Exit code 0: done. 2: a user's mistake. 3: no space, worth another attempt later. 1: anything else, worth another
-attempt now.
+Exit code 0: done. 2: a user's mistake. 3: no space, and 4: no MLflow to send the last records to, worth another
+attempt later. 1: anything else, worth another attempt now.
 """
 
 import argparse
@@ -73,6 +73,10 @@ class _Pod:
         self.status = Status(pipeline.metadata, step)
 
     def run(self) -> None:
+        """Raises TrackingAwayError if this is the last step and MLflow does not answer: no model is registered yet."""
+        last = self.step == STEPS[-1].name
+        if self.mirror and last:
+            self.mirror.pull("tracking")
         shipping.start(self.folder, self.pipeline.spec.tracking.uri)
         for step in STEPS:
             if step.name == self.step:
@@ -80,12 +84,21 @@ class _Pod:
             elif step.name == "train" and self.step == "evaluate":
                 # Its trainings are done: what is left is to put them together.
                 self._bring_up_to_date(StepRun(self.pipeline, self.folder, step), None)
-        # On a volume the next pod sends what is left, so only the last one has to wait for an MLflow that is away.
-        must_wait = self.mirror is not None or self.step == STEPS[-1].name
-        if must_wait and (trouble := shipping.wait(self.folder, SHIPPING_SECONDS)):
-            print(f"note: {trouble}", file=sys.stderr)
+        if self.mirror or last:
+            self._send_records(last)
         if url := shipping.run_url(self.folder, self.folder / self.step):
             self.status.tell({"runUrl": url})
+
+    def _send_records(self, last: bool) -> None:
+        """What is left is for the last step's pod: a volume has it there, an object store is given it."""
+        trouble = shipping.wait(self.folder, SHIPPING_SECONDS)
+        if self.mirror:
+            for spool in shipping.spools(self.folder):
+                self.mirror.push(spool) if trouble else self.mirror.remove(spool)
+        if trouble and last:
+            raise shipping.TrackingAwayError(trouble)
+        if trouble:
+            print(f"note: {trouble}; the last step's pod sends the rest", file=sys.stderr)
 
     def _bring_up_to_date(self, run: StepRun, number: int | None) -> None:
         with self._exclusively(run):

@@ -5,8 +5,8 @@ of Jobs follow from the pipeline, the step's settings, the part and the number o
 died while creating one, or two operators at once, cannot make the same Job twice.
 
 How a Job's pod ended decides what becomes of its part (`pipelines.pod`): a user's mistake fails the pipeline at once, a
-full volume waits for room, a pod that was lost (to its node, to eviction, to want of memory) is replaced, and anything
-else is tried again as often as `retries` allows.
+full volume waits for room and records wait for MLflow, a pod that was lost (to its node, to eviction, to want of
+memory) is replaced, and anything else is tried again as often as `retries` allows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +19,12 @@ from pipelines.spec import SearchPipeline
 from trainer import zoo
 
 Phase = Literal["Pending", "Running", "Suspended", "Succeeded", "Failed"]
-Ending = Literal["active", "succeeded", "mistake", "no space", "lost", "out of memory", "failed"]
+Ending = Literal["active", "succeeded", "mistake", "no space", "no tracking", "lost", "out of memory", "failed"]
 
-NO_SPACE_PAUSE = 30.0
+WAITED_FOR: dict[Ending, str] = {"no space": "NoSpace", "no tracking": "TrackingAway"}
+"""Reasons of what another attempt has to wait for."""
+PAUSE = 30.0
+"""Seconds until that attempt."""
 LOST_LIMIT = 20
 """A part whose pods were lost this often is given up."""
 
@@ -143,7 +146,7 @@ class _Look:
             if step["phase"] == "Succeeded" and before.get(step["name"]) != "Succeeded":
                 yield Said("Normal", "StepSucceeded", f"{step['name']} is done")
         known = self.status.get("conditions", [{}])[0].get("reason")
-        if self.phase == "Failed" or self.reason == "NoSpace":
+        if self.phase == "Failed" or self.reason in WAITED_FOR.values():
             if known != self.reason:
                 yield Said("Warning", self.reason, self.message)
         elif self.phase in ("Suspended", "Succeeded") and self.phase != self.status.get("phase"):
@@ -207,11 +210,11 @@ class _Look:
             self._fail("RetriesExhausted", f"{last.name} failed {failed} times: {last.message}")
         elif lost > LOST_LIMIT:
             self._fail("PodsLost", f"{last.name}: its pods were lost {lost} times: {last.message}")
-        elif last.ending == "no space":
+        elif last.ending in WAITED_FOR:
             waited = (self.now - (last.finished or self.now)).total_seconds()
-            self.reason, self.message = "NoSpace", last.message
-            if waited < NO_SPACE_PAUSE:
-                self.again = NO_SPACE_PAUSE - waited
+            self.reason, self.message = WAITED_FOR[last.ending], last.message
+            if waited < PAUSE:
+                self.again = PAUSE - waited
         return self.phase != "Failed"
 
     def _fail(self, reason: str, message: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.cluster.conftest import Cluster
 
@@ -120,10 +121,14 @@ def kill_postgresql(cluster: Cluster, name: str) -> None:
 
 
 def without_mlflow(cluster: Cluster, name: str) -> None:
-    """It is away from the search on, and comes back when the training has begun."""
+    """It is away from the search on, and comes back when nothing but its answer is missing."""
     running(cluster, name, "search")
     cluster.kubectl("scale", "deployment/mlflow", "--replicas=0")
-    running(cluster, name, "train")
+
+    def told() -> bool:
+        return cluster.status(name)["conditions"][0]["reason"] == "TrackingAway"
+
+    cluster.until(told, 600, "the condition says that MLflow is away")
     cluster.kubectl("scale", "deployment/mlflow", "--replicas=1")
 
 
@@ -157,6 +162,8 @@ def test_a_fault_changes_nothing(
     cluster.finish(name)
     print(f"{name}: {time.monotonic() - started:.0f} s")
     assert outcome(cluster, name) == calm
+    with cluster.forwarded("service/mlflow", 5000) as address:
+        assert int(MlflowClient(address, address).get_model_version_by_alias(name, "champion").version) == 1
 
 
 def test_a_full_volume_is_waited_for(cluster: Cluster, calm: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted"}}
     [
         ([pod(2, message="logs.csv: no such file")], "mistake", "logs.csv: no such file"),
         ([pod(3, message="no space left")], "no space", "no space left"),
+        ([pod(4, message="not everything has reached MLflow")], "no tracking", "not everything has reached MLflow"),
         ([pod(1, message="train failed")], "failed", "train failed"),
         ([pod(137, reason="OOMKilled")], "out of memory", "OOMKilled"),
         ([pod(1, reason="OOMKilled", message="train was killed")], "out of memory", "train was killed"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any, cast
 import fsspec
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from components.mirror import Mirror
+from components.shipping import TrackingAwayError
 from pipelines.pod import _folder, _Pod
 from pipelines.spec import SearchPipeline
 from tests.object_store import object_store
@@ -28,7 +31,7 @@ class Pods:
     """Starts pods that share a store and a database, and nothing else."""
 
     def __init__(self, home: Path, pipeline: dict[str, Any], **environment: str) -> None:
-        self.home, self.started = home, 0
+        self.home, self.started, self.mlflow = home, 0, f"sqlite:///{home / 'mlflow.db'}"
         self.file = home / "pipeline.json"
         self.file.write_text(SearchPipeline.model_validate(pipeline).model_dump_json())
         self.environment = os.environ | environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -41,7 +44,7 @@ class Pods:
             "DALIL_PIPELINE": str(self.file),
             "DALIL_SCRATCH": str(own),
             "DALIL_LAST_WORD": str(own / "last-word"),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{self.home / 'mlflow.db'}",
+            "MLFLOW_TRACKING_URI": self.mlflow,
             "HOSTNAME": own.name,
         }
         command = [sys.executable, "-m", "pipelines.pod", step, *(["--part", str(part)] if part is not None else [])]
@@ -54,12 +57,12 @@ class Pods:
             start_new_session=True,
         )
 
-    def run(self, step: str, *parts: int) -> None:
+    def run(self, step: str, *parts: int, code: int = 0) -> None:
         """Pods of a step at the same time, to their end."""
         running = [self.start(step, part) for part in parts] or [self.start(step)]
         for pod in running:
             _, log = pod.communicate(timeout=300)
-            assert pod.returncode == 0, log
+            assert pod.returncode == code, log
 
     def last_word(self) -> str:
         return (self.home / f"pod-{self.started}" / "last-word").read_text()
@@ -93,12 +96,17 @@ def test_pods_with_an_object_store_come_to_what_one_machine_comes_to(
     files = fsspec.filesystem("s3", **keys)
     files.makedirs("store")
     pods = Pods(tmp_path, named("tiny"), DALIL_ARTIFACTS="s3://store/dalil", DALIL_STUDIES=database, **store)
+    mlflow, pods.mlflow = pods.mlflow, "http://127.0.0.1:9"  # nobody is there
     pods.run("ingest")
     pods.run("search", 0, 1)
     pods.run("train", 0, 1)
     pods.run("train", 2)
     pods.run("train", 3)
+    pods.run("evaluate", code=TrackingAwayError.exit_code)
+    assert pods.last_word().startswith("not everything has reached MLflow at http://127.0.0.1:9 (")
+    pods.mlflow = mlflow
     pods.run("evaluate")
+    check_records(mlflow)
 
     here = tmp_path / "runs" / "tiny"
     here.mkdir(parents=True)
@@ -109,7 +117,20 @@ def test_pods_with_an_object_store_come_to_what_one_machine_comes_to(
     assert code == 0, errors
     assert found == results(alone)
     left = {path.split("/")[4] for path in files.find("store/dalil/team/tiny")}
-    assert not {name for name in left if name.endswith(".partial")}
+    assert left == {"ingest", "search", "train", "evaluate"}
+
+
+def check_records(uri: str) -> None:
+    """Of all steps, and the model."""
+    client = MlflowClient(uri, uri)
+    assert int(client.get_model_version_by_alias("tiny", "champion").version) == 1
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    names = Counter(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
+    assert {name: names[name] for name in ("tiny", "ingest", "search", "train", "evaluate")} == dict.fromkeys(
+        ("tiny", "ingest", "search", "train", "evaluate"), 1
+    )
+    assert sum(name.startswith("autorec-") for name in names) >= 4
 
 
 class Shared:

@@ -136,15 +136,16 @@ def test_lost_pods_do_not_count_as_failures() -> None:
     assert world.status["phase"] == "Succeeded"
 
 
-def test_a_full_volume_is_waited_for() -> None:
+@pytest.mark.parametrize(("ending", "reason"), [("no space", "NoSpace"), ("no tracking", "TrackingAway")])
+def test_what_is_missing_outside_is_waited_for(ending: Ending, reason: str) -> None:
     world = World(retries=0)
     world.look()
     [name] = world.active()
-    world.end(name, "no space", "no space left")
+    world.end(name, ending, "what the step said")
     made = world.look()
     assert made.create == []
     assert made.again is not None
-    assert world.condition()["reason"] == "NoSpace"
+    assert (world.condition()["reason"], world.condition()["message"]) == (reason, "what the step said")
     assert world.condition()["status"] == "Unknown"
     world.now += timedelta(seconds=made.again)
     world.finish()
