@@ -34,7 +34,7 @@ CLICKS = {
     },
 }
 ITEMS = {
-    "search.tune": {"table_l2": [1e-5, 1e-4]},
+    "search.tune": {"table_l2": [3e-5, 1e-4]},
     "search.ameir.dims": [64],
     "search.ameir.units": [[128]],
     "search.ameir.dropout": [0.2],
