@@ -94,7 +94,10 @@ class _Pod:
         trouble = shipping.wait(self.folder, SHIPPING_SECONDS)
         if self.mirror:
             for spool in shipping.spools(self.folder):
-                self.mirror.push(spool) if trouble else self.mirror.remove(spool)
+                if trouble:
+                    self.mirror.push(spool)
+                else:
+                    self.mirror.remove(spool)
         if trouble and last:
             raise shipping.TrackingAwayError(trouble)
         if trouble:
