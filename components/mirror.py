@@ -68,9 +68,10 @@ class Mirror:
                 self._remove(path)
 
     def remove(self, name: str) -> None:
-        """Take the file `name` out of the store, if it is there."""
+        """Take the file `name` out of the store, if it has come from there or gone there."""
         with self._one_at_a_time:
-            self._remove(name)
+            if name in self._known:
+                self._remove(name)
 
     def _local(self, name: str) -> set[str]:
         place = self._root / name

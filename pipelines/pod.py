@@ -31,7 +31,7 @@ from components import shipping
 from components.__main__ import STUDIES
 from components.artifacts import write_whole
 from components.mirror import Mirror, local_folder
-from components.tracking import PIPELINE_FILE
+from components.tracking import LAST_STEP, PIPELINE_FILE
 from pipelines.graph import STEPS
 from pipelines.process import Event
 from pipelines.spec import SearchPipeline
@@ -74,14 +74,12 @@ class _Pod:
 
     def run(self) -> None:
         """Raises TrackingAwayError if this is the last step and MLflow does not answer: no model is registered yet."""
-        last = self.step == STEPS[-1].name
-        if self.mirror and last:
-            self.mirror.pull("tracking")
+        last = self.step == LAST_STEP
         shipping.start(self.folder, self.pipeline.spec.tracking.uri)
         for step in STEPS:
             if step.name == self.step:
                 self._bring_up_to_date(StepRun(self.pipeline, self.folder, step), self.part)
-            elif step.name == "train" and self.step == "evaluate":
+            elif step.name == "train" and last:
                 # Its trainings are done: what is left is to put them together.
                 self._bring_up_to_date(StepRun(self.pipeline, self.folder, step), None)
         if self.mirror or last:
@@ -176,7 +174,8 @@ def _folder(pipeline: SearchPipeline, step: str) -> Iterator[tuple[Path, Mirror 
     folder.mkdir(parents=True, exist_ok=True)
     run = f"tracking/{PIPELINE_FILE}"
     with Mirror(f"{store}/{name}", folder, watched=f"{step}.partial") as mirror:
-        for known in (*(item.name for item in STEPS), run):
+        # The last step's pod also sends to MLflow what others had to leave.
+        for known in (*(item.name for item in STEPS), "tracking" if step == LAST_STEP else run):
             mirror.pull(known)
         try:
             yield folder, mirror

@@ -86,6 +86,15 @@ def running(cluster: Cluster, name: str, step: str) -> str:
     return str(cluster.until(look, 300, f"{name} runs {step}"))
 
 
+def until_told(cluster: Cluster, name: str, reason: str, seconds: float) -> None:
+    """The pipeline's condition gives this reason."""
+
+    def told() -> bool:
+        return str(cluster.status(name)["conditions"][0]["reason"]) == reason
+
+    cluster.until(told, seconds, f"the reason is {reason}")
+
+
 def kill(cluster: Cluster, pod: str) -> None:
     """As kill -9: without a chance to say goodbye."""
     cluster.kubectl("delete", "pod", pod, "--grace-period=0", "--force")
@@ -124,11 +133,7 @@ def without_mlflow(cluster: Cluster, name: str) -> None:
     """It is away from the search on, and comes back when nothing but its answer is missing."""
     running(cluster, name, "search")
     cluster.kubectl("scale", "deployment/mlflow", "--replicas=0")
-
-    def told() -> bool:
-        return cluster.status(name)["conditions"][0]["reason"] == "TrackingAway"
-
-    cluster.until(told, 600, "the condition says that MLflow is away")
+    until_told(cluster, name, "TrackingAway", 600)
     cluster.kubectl("scale", "deployment/mlflow", "--replicas=1")
 
 
@@ -174,11 +179,7 @@ def test_a_full_volume_is_waited_for(cluster: Cluster, calm: dict[str, Any]) -> 
     running(cluster, "fault-full", "search")
     cluster.in_store(f"dd if=/dev/zero of=/artifacts/filler bs=1M count={free >> 20} || true")
     try:
-
-        def told() -> bool:
-            return cluster.status("fault-full")["conditions"][0]["reason"] == "NoSpace"
-
-        cluster.until(told, 300, "the condition says that there is no space")
+        until_told(cluster, "fault-full", "NoSpace", 300)
     finally:
         cluster.in_store("rm -f /artifacts/filler")
     cluster.finish("fault-full")
